@@ -1,0 +1,94 @@
+//! Where bytes and records are kept.
+//!
+//! Blobs are write-once: they come into being only by [`Spool`]s whose digest was checked ([`verified`]), by a rename
+//! on one volume. A crash leaves behind at most part files in `spool/`, which are resumed or dropped, never a blob with
+//! wrong bytes. Records are small JSON objects under the keys of [`key`]; they say what the index can be rebuilt from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coral_schema::oci::Digest;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+pub use self::reader::StoredBlob;
+pub use self::spool::Spool;
+pub use self::verified::{VerifiedManifest, VerifiedSpool};
+
+pub mod key;
+pub mod local;
+pub mod reader;
+pub mod spool;
+pub mod verified;
+
+/// Why the store did not do something.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No space left, or our own limit is reached.
+    #[error("no space is left")]
+    Full,
+    /// What is there contradicts its name or the index.
+    #[error("stored content is damaged: {0}")]
+    Damaged(Arc<str>),
+    /// Everything else.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// What went wrong.
+        source: Arc<std::io::Error>,
+    },
+}
+
+/// Blobs by digest.
+pub trait BlobStore: fmt::Debug + Send + Sync {
+    /// The blob, open for reading; `None` when it is not held.
+    fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<Arc<StoredBlob>>, StoreError>>;
+
+    /// A part file for this digest: an earlier one of this boot, with its offset and hash state, or an empty one.
+    /// The caller is the only one to hold a spool of this digest.
+    fn spool<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Spool, StoreError>>;
+
+    /// Makes a checked part file the blob. Finding the blob there already is success.
+    fn publish(&self, spool: VerifiedSpool) -> BoxFuture<'_, Result<Arc<StoredBlob>, StoreError>>;
+
+    /// Stores a checked manifest as a blob.
+    fn put_manifest<'a>(&'a self, manifest: &'a VerifiedManifest) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Removes the bytes; readers that have the blob open keep it. Nothing there is success.
+    fn remove<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// All blobs with their sizes, for rebuilding the index and reconciling.
+    fn list(&self) -> BoxStream<'_, Result<(Digest, u64), StoreError>>;
+
+    /// Bytes free and in all on the volume.
+    fn volume(&self) -> BoxFuture<'_, Result<Volume, StoreError>>;
+}
+
+/// A volume's space, bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Volume {
+    /// Available to us.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// Records by key (see [`key`]).
+pub trait RecordStore: fmt::Debug + Send + Sync {
+    /// The record, if there is one.
+    fn get<'a>(&'a self, key: &'a key::RecordKey) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
+
+    /// Creates or overwrites.
+    fn put<'a>(&'a self, key: &'a key::RecordKey, record: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Removes; nothing there is success.
+    fn remove<'a>(&'a self, key: &'a key::RecordKey) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// All records of one repository, or of all.
+    fn list<'a>(
+        &'a self,
+        repo: Option<&'a crate::name::RepoKey>,
+    ) -> BoxStream<'a, Result<(key::RecordKey, Bytes), StoreError>>;
+}

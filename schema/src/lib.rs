@@ -1,0 +1,14 @@
+//! The agreements between Coral's programs, and between a program and its chart.
+//!
+//! | Contract | Module |
+//! |---|---|
+//! | names, digests, references, manifests, error codes of OCI | [`oci`] |
+//! | ports, probe paths, log set-up, tasks, the accept loop | `process` (feature `process`) |
+//! | URLs that print without their secrets | [`redacted`] |
+//!
+//! Without features this crate knows no runtime, no HTTP and no database.
+
+pub mod oci;
+#[cfg(feature = "process")]
+pub mod process;
+pub mod redacted;

@@ -1,0 +1,3 @@
+//! What the process of every program has in common.
+
+pub mod tasks;
