@@ -1,0 +1,115 @@
+//! The `.state` file beside a part file.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use coral_schema::oci::{Algorithm, Hasher};
+use serde::{Deserialize, Serialize};
+
+/// What a fill needs to go on after a restart.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SavedState {
+    version: u32,
+    /// The boot in which the bytes were written.
+    boot_id: String,
+    /// So many bytes are in the part file, at least.
+    pub(super) offset: u64,
+    /// The hash state at that offset, hexadecimal.
+    hash: String,
+    pub(super) size: Option<u64>,
+    pub(super) origins: Vec<String>,
+}
+
+impl SavedState {
+    pub(super) fn new(
+        boot_id: &str,
+        offset: u64,
+        hasher: &Hasher,
+        size: Option<u64>,
+        origins: &[String],
+    ) -> Self {
+        Self {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            offset,
+            hash: to_hex(&hasher.save()),
+            size,
+            origins: origins.to_vec(),
+        }
+    }
+
+    /// Replaces the file. Not synced: after a power loss it is not believed anyway.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let temporary = path.with_extension(TEMPORARY);
+        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        fs::rename(&temporary, path)
+    }
+
+    /// The state in the file, if it is one of this boot.
+    pub(super) fn read(path: &Path, boot_id: Option<&str>) -> Option<Self> {
+        let state: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let usable = state.version == VERSION && boot_id == Some(&state.boot_id);
+        usable.then_some(state)
+    }
+
+    pub(super) fn hasher(&self, algorithm: Algorithm) -> Option<Hasher> {
+        Hasher::restore(algorithm, &from_hex(&self.hash)?)
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
+        text
+    })
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| u8::try_from(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?).ok();
+    pairs.map(byte).collect()
+}
+
+/// The extension of a state that is being written.
+pub(super) const TEMPORARY: &str = "state-tmp";
+
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_comes_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        for text in ["0", "0g", "012", "ä"] {
+            assert_eq!(from_hex(text), None);
+        }
+    }
+
+    #[test]
+    fn a_state_counts_only_in_its_boot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.state");
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(b"12345");
+        let origins = ["https://a.example/x".to_owned()];
+        let state = SavedState::new("this", 5, &hasher, Some(9), &origins);
+        state.write(&path).unwrap();
+
+        let read = SavedState::read(&path, Some("this")).unwrap();
+        assert_eq!((read.offset, read.size), (5, Some(9)));
+        assert_eq!(read.origins, origins);
+        let restored = read.hasher(Algorithm::Sha256).unwrap();
+        assert_eq!(restored.finish(), hasher.finish());
+        assert!(read.hasher(Algorithm::Sha512).is_none());
+        assert!(SavedState::read(&path, Some("other")).is_none());
+        assert!(SavedState::read(&path, None).is_none());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
