@@ -4,4 +4,5 @@ pub mod access;
 pub mod index;
 pub mod name;
 pub mod pull;
+pub mod store;
 pub mod upstream;

@@ -5,6 +5,8 @@
 //! wrong bytes. Records are small JSON objects under the keys of [`key`]; they say what the index can be rebuilt from.
 
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,13 +14,23 @@ use coral_schema::oci::Digest;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-pub use self::reader::StoredBlob;
+pub use self::bucket::Bucket;
+pub use self::buffers::{BufferSize, Buffers};
+pub use self::local::LocalStore;
+pub use self::reader::{FileReader, StoredBlob};
+pub use self::space::{Limits, Space};
 pub use self::spool::Spool;
-pub use self::verified::{VerifiedManifest, VerifiedSpool};
+pub use self::verified::{DigestMismatch, VerifiedManifest, VerifiedSpool};
 
+pub mod bucket;
+pub mod buffers;
+#[cfg(test)]
+mod conformance;
 pub mod key;
 pub mod local;
 pub mod reader;
+pub mod record;
+pub mod space;
 pub mod spool;
 pub mod verified;
 
@@ -37,14 +49,76 @@ pub enum StoreError {
         /// What was tried.
         operation: &'static str,
         /// What went wrong.
-        source: Arc<std::io::Error>,
+        source: Arc<io::Error>,
     },
+}
+
+impl StoreError {
+    /// For `map_err`: sorts a failure of `operation` into those that free space would cure and the rest.
+    fn io(operation: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| {
+            if is_full(&error) {
+                Self::Full
+            } else {
+                Self::Io {
+                    operation,
+                    source: Arc::new(error),
+                }
+            }
+        }
+    }
+}
+
+/// Does the error say that the volume, a quota or a file size limit is used up?
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A later release wrote it.
+    #[error(
+        "the store in {} has format {found}, this release knows formats up to {known}; start the release that wrote it, \
+         or use another folder",
+        folder.display()
+    )]
+    Newer {
+        /// The store's folder.
+        folder: PathBuf,
+        /// What its `v1/format` says.
+        found: u32,
+        /// What we understand.
+        known: u32,
+    },
+    /// A folder or file in it cannot be made, read or written.
+    #[error("cannot use {} for the store", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// For `map_err`.
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }
 
 /// Blobs by digest.
 pub trait BlobStore: fmt::Debug + Send + Sync {
     /// The blob, open for reading; `None` when it is not held.
-    fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<Arc<StoredBlob>>, StoreError>>;
+    fn open<'a>(
+        &'a self,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<Option<Arc<StoredBlob>>, StoreError>>;
 
     /// A part file for this digest: an earlier one of this boot, with its offset and hash state, or an empty one.
     /// The caller is the only one to hold a spool of this digest.
@@ -54,7 +128,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     fn publish(&self, spool: VerifiedSpool) -> BoxFuture<'_, Result<Arc<StoredBlob>, StoreError>>;
 
     /// Stores a checked manifest as a blob.
-    fn put_manifest<'a>(&'a self, manifest: &'a VerifiedManifest) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn put_manifest<'a>(
+        &'a self,
+        manifest: &'a VerifiedManifest,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Removes the bytes; readers that have the blob open keep it. Nothing there is success.
     fn remove<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), StoreError>>;
@@ -64,6 +141,12 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
 
     /// Bytes free and in all on the volume.
     fn volume(&self) -> BoxFuture<'_, Result<Volume, StoreError>>;
+
+    /// May fills start and go on? Cheap enough to ask at every step; see [`Space::may_fill`].
+    fn may_fill(&self) -> bool;
+
+    /// Returns once everything published before is on disk, even after a power loss.
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// A volume's space, bytes.
@@ -78,10 +161,17 @@ pub struct Volume {
 /// Records by key (see [`key`]).
 pub trait RecordStore: fmt::Debug + Send + Sync {
     /// The record, if there is one.
-    fn get<'a>(&'a self, key: &'a key::RecordKey) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
+    fn get<'a>(
+        &'a self,
+        key: &'a key::RecordKey,
+    ) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
 
     /// Creates or overwrites.
-    fn put<'a>(&'a self, key: &'a key::RecordKey, record: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn put<'a>(
+        &'a self,
+        key: &'a key::RecordKey,
+        record: Bytes,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Removes; nothing there is success.
     fn remove<'a>(&'a self, key: &'a key::RecordKey) -> BoxFuture<'a, Result<(), StoreError>>;
