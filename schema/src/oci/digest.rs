@@ -68,6 +68,14 @@ impl Digest {
         Self::of(Algorithm::Sha256, content)
     }
 
+    /// The digest whose raw bytes these are; their number says by which algorithm.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let algorithm = [Algorithm::Sha256, Algorithm::Sha512]
+            .into_iter()
+            .find(|algorithm| algorithm.output_len() == bytes.len())?;
+        Some(Self::from_output(algorithm, bytes))
+    }
+
     /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -271,6 +279,15 @@ mod tests {
                 "cut at {cut}"
             );
         }
+    }
+
+    #[test]
+    fn raw_bytes_go_both_ways() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"x");
+            assert_eq!(Digest::from_bytes(digest.bytes()), Some(digest));
+        }
+        assert_eq!(Digest::from_bytes(&[0; 33]), None);
     }
 
     #[test]
