@@ -1,19 +1,224 @@
 //! What is known without touching the store: a SQLite file that may be deleted at any time.
 //!
 //! One thread writes, a few read; answers that requests need again and again (tags, membership, visibility, manifest
-//! and blob rows) stay in bounded memory caches, which the writer keeps true: a hit waits for no thread. Everything in
+//! and blob rows) stay in bounded memory caches, which every write keeps true: a hit waits for no thread. Everything in
 //! it can be rebuilt from the store, lazily per repository and as a whole.
 //!
+//! Writes are in memory at once and in the file some milliseconds later; a file that cannot be written (disk full) is
+//! tried again and fails no caller. A file that is damaged, deleted or replaced, at start or while running, is moved
+//! aside; an empty one takes its place, gets what memory holds, and is not [`Index::complete`] until a rebuild was done.
+//!
 //! A row is the lock between publishing and deleting: a blob row in state [`BlobState::Deleting`] is never served, and
-//! publishing such a digest waits until the row is gone.
+//! publishing such a digest waits until the row is gone. Hold [`Index::publishing`] from before the bytes get their
+//! final name until [`Index::put_blob`] was called.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use coral_schema::oci::manifest::ChildKind;
 use coral_schema::oci::{Digest, Platform};
+use coral_schema::process::tasks::Tasks;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
+use self::holds::Holds;
+use self::memory::Memories;
+use self::touches::{Clock, Touches};
+use self::worker::Worker;
 use crate::name::RepoKey;
+
+pub use self::blobs::{Claim, EvictionCandidate};
+pub use self::holds::Publishing;
+pub use self::images::{Image, ImageFilter};
+pub use self::restore::Restored;
+
+mod blobs;
+mod columns;
+mod file;
+mod holds;
+mod images;
+mod manifests;
+mod members;
+mod memory;
+mod migrations;
+mod pins;
+mod reader;
+mod restore;
+mod tags;
+mod touches;
+mod worker;
+mod writer;
+
+/// A handle to the index; clones share it.
+#[derive(Debug, Clone)]
+pub struct Index(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    worker: Worker,
+    memory: Arc<Memories>,
+    touches: Touches,
+    holds: Arc<Holds>,
+    clock: Clock,
+    /// Do bytes that the index finds in the store, but has no row of, need a check before they are trusted? So after a
+    /// power loss, and when the file that could tell was lost.
+    distrust: AtomicBool,
+}
+
+/// What opening found.
+#[derive(Debug)]
+pub struct Opened {
+    /// The index, ready.
+    pub index: Index,
+    /// What was there.
+    pub state: OpenState,
+}
+
+/// What was there before the index was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenState {
+    /// No file.
+    Fresh,
+    /// A usable file.
+    Existing {
+        /// Was it closed, after everything that it says was on disk?
+        clean: bool,
+        /// Has the machine run since?
+        same_boot: bool,
+    },
+    /// A file that was moved aside, for this reason; the new one is empty.
+    Replaced(String),
+}
+
+/// Why the index has no answer. None of them is a reason to fail a pull: the store and the upstream can still be asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum IndexError {
+    /// SQLite's write-ahead log needs a local disk.
+    #[error(
+        "the index cannot lie on {0}, a network file system; use a data folder on a local disk"
+    )]
+    NetworkFileSystem(&'static str),
+    /// Its threads do not keep up, or do not answer in time.
+    #[error("the index is busy")]
+    Busy,
+    /// It was closed.
+    #[error("the index is closed")]
+    Closed,
+    /// The blob was claimed by eviction, which did not finish in time.
+    #[error("the blob is being deleted")]
+    Deleting,
+    /// Its files cannot be handled.
+    #[error("{operation}: {source}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// What went wrong.
+        source: Arc<std::io::Error>,
+    },
+    /// SQLite failed.
+    #[error("index: {0}")]
+    Database(Arc<rusqlite::Error>),
+}
+
+/// Bytes of the blobs that are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Layers and configs.
+    pub blobs: u64,
+    /// Manifests and indexes.
+    pub manifests: u64,
+}
+
+impl Totals {
+    /// Bytes in all.
+    pub fn bytes(self) -> u64 {
+        self.blobs + self.manifests
+    }
+}
+
+impl Index {
+    /// Opens the index at `path`, or an empty one in place of a file that is missing or cannot be used. Blocks; needs a
+    /// runtime for its ticking task.
+    pub fn open(path: &Path, tasks: &Tasks) -> Result<Opened, IndexError> {
+        Self::open_in_boot(path, tasks, &file::boot_id()?)
+    }
+
+    fn open_in_boot(path: &Path, tasks: &Tasks, boot: &str) -> Result<Opened, IndexError> {
+        let (file, found) = file::open_or_replace(path, boot)?;
+        let memory = Arc::new(Memories::new());
+        let clock = Clock::starting_at(touches::latest(&file)?);
+        let holds = Arc::new(Holds::default());
+        let distrust = match &found.state {
+            OpenState::Fresh | OpenState::Replaced(_) => true,
+            OpenState::Existing { clean, same_boot } => !clean && !same_boot,
+        };
+        let worker = Worker::start(file, found.complete, memory.clone())?;
+        let index = Self(Arc::new(Inner {
+            worker,
+            memory,
+            touches: Touches::default(),
+            holds,
+            clock,
+            distrust: AtomicBool::new(distrust),
+        }));
+        touches::spawn_ticker(tasks, Arc::downgrade(&index.0));
+        Ok(Opened {
+            index,
+            state: found.state,
+        })
+    }
+
+    /// Does it know all that the store holds? Not so from the loss of its file until [`Index::set_complete`].
+    pub fn complete(&self) -> bool {
+        self.0.worker.shared().is_complete()
+    }
+
+    /// A rebuild has brought back everything.
+    pub async fn set_complete(&self) -> Result<(), IndexError> {
+        self.0.worker.call(file::mark_complete).await?;
+        self.0.worker.shared().set_complete(true);
+        Ok(())
+    }
+
+    /// Counts how often the file was lost and replaced while running. A change asks for a rebuild.
+    pub fn replacements(&self) -> watch::Receiver<u64> {
+        self.0.worker.shared().replacements()
+    }
+
+    /// Bytes of all blobs, as last committed.
+    pub fn totals(&self) -> watch::Receiver<Totals> {
+        self.0.worker.shared().totals()
+    }
+
+    /// The time by which uses are ordered: the wall clock, but never backwards (H-30).
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// Did the writing thread make progress `within` this time, or had it nothing to do?
+    pub fn progressing(&self, within: Duration) -> bool {
+        self.0.worker.shared().progressing(within)
+    }
+
+    /// Returns when everything written so far is in the file. [`IndexError::Busy`] while it cannot be written.
+    pub async fn flush(&self) -> Result<(), IndexError> {
+        self.flush_touches().await
+    }
+
+    /// Leaves a clean file. Call it last, after the store has synced: the marker says that all that the rows promise is
+    /// on disk.
+    pub async fn close(self) -> Result<(), IndexError> {
+        // Some seconds of last uses are no loss.
+        let _ = self.flush_touches().await;
+        self.0.worker.close().await
+    }
+
+    fn distrusts(&self) -> bool {
+        self.0.distrust.load(Ordering::Relaxed)
+    }
+}
 
 /// Is a blob there to be served?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +230,10 @@ pub enum BlobState {
 }
 
 /// A blob (a manifest's bytes are one, too).
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobRow {
     /// Length, bytes.
@@ -37,6 +246,8 @@ pub struct BlobRow {
     pub manifest: bool,
     /// Known to be on disk even after a power loss.
     pub durable: bool,
+    /// The machine went down before it was durable: its bytes are hashed before they are trusted (H-09).
+    pub suspect: bool,
     /// Last time it was served, to within some seconds.
     pub last_use: Timestamp,
 }
@@ -115,3 +326,6 @@ pub struct RepoSummary {
     /// Its manifests.
     pub manifests: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! The tables, as a list of steps that only ever grows: a file's `user_version` says how many it has seen.
+//!
+//! Keys that are digests are stored raw (32 or 64 bytes), times as microseconds since 1970, repositories as their
+//! canonical text, so that a person can read the file with any SQLite tool.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Steps to the current tables. Append only; a released step never changes.
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1];
+
+/// A file from a newer program has seen more steps than there are.
+pub(super) fn is_newer(version: usize) -> bool {
+    version > MIGRATIONS.len()
+}
+
+/// How many steps this file has seen.
+pub(super) fn version(db: &Connection) -> rusqlite::Result<usize> {
+    let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
+}
+
+/// Takes the missing steps.
+pub(super) fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
+    let seen = version(db)?;
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(seen) {
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(sql)?;
+        let version = i64::try_from(step + 1).unwrap_or(i64::MAX);
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+const STEP_1: &str = "
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE blobs (
+    digest BLOB PRIMARY KEY,
+    size INTEGER NOT NULL,
+    state INTEGER NOT NULL,       -- 0 present, 1 deleting
+    public INTEGER NOT NULL,
+    manifest INTEGER NOT NULL,
+    durability INTEGER NOT NULL,  -- 0 written in this boot, 1 durable, 2 suspect
+    stored INTEGER NOT NULL,      -- 0 when a rebuild found it
+    last_use INTEGER NOT NULL,
+    bare_since INTEGER            -- manifests: since when no child is held
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blobs_by_use ON blobs (last_use);
+CREATE INDEX blobs_not_durable ON blobs (stored) WHERE durability = 0;
+CREATE INDEX blobs_deleting ON blobs (state) WHERE state = 1;
+
+CREATE TABLE totals (
+    manifest INTEGER PRIMARY KEY,
+    bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO totals VALUES (0, 0), (1, 0);
+CREATE TRIGGER blobs_added AFTER INSERT ON blobs BEGIN
+    UPDATE totals SET bytes = bytes + NEW.size WHERE manifest = NEW.manifest;
+END;
+CREATE TRIGGER blobs_removed AFTER DELETE ON blobs BEGIN
+    UPDATE totals SET bytes = bytes - OLD.size WHERE manifest = OLD.manifest;
+END;
+CREATE TRIGGER blobs_changed AFTER UPDATE OF size, manifest ON blobs BEGIN
+    UPDATE totals SET bytes = bytes - OLD.size WHERE manifest = OLD.manifest;
+    UPDATE totals SET bytes = bytes + NEW.size WHERE manifest = NEW.manifest;
+END;
+
+CREATE TABLE manifests (
+    repo TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    media_type TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    subject BLOB,
+    artifact_type TEXT,
+    annotations TEXT NOT NULL,    -- JSON
+    stored INTEGER NOT NULL,
+    PRIMARY KEY (repo, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX manifests_by_subject ON manifests (repo, subject) WHERE subject IS NOT NULL;
+CREATE INDEX manifests_by_digest ON manifests (digest);
+
+CREATE TABLE children (
+    repo TEXT NOT NULL,
+    parent BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    child BLOB NOT NULL,
+    kind TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    platform TEXT,                -- JSON
+    PRIMARY KEY (parent, repo, position),
+    FOREIGN KEY (repo, parent) REFERENCES manifests (repo, digest) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX children_by_child ON children (child, repo);
+
+CREATE TABLE tags (
+    repo TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    previous BLOB,
+    etag TEXT,
+    updated INTEGER NOT NULL,
+    checked INTEGER NOT NULL,
+    missing_since INTEGER,
+    origin TEXT NOT NULL,
+    PRIMARY KEY (repo, tag)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tags_by_digest ON tags (repo, digest);
+
+CREATE TABLE members (
+    repo TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (repo, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members_by_digest ON members (digest);
+
+CREATE TABLE visibility (
+    repo TEXT PRIMARY KEY,
+    public INTEGER NOT NULL,
+    checked INTEGER NOT NULL,
+    refused_since INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pins (
+    source TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (source, repo, digest)
+) STRICT, WITHOUT ROWID;
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coral_schema::oci::Digest;
+
+    /// Files in the field have seen these steps. If this fails, undo the change and append a step instead.
+    #[test]
+    fn released_steps_do_not_change() {
+        let seen: Vec<String> = MIGRATIONS
+            .iter()
+            .map(|step| Digest::sha256(step.as_bytes()).hex()[..16].to_owned())
+            .collect();
+        assert_eq!(seen, ["ccf70813650ca28d"]);
+    }
+
+    #[test]
+    fn migrating_twice_changes_nothing() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db).unwrap();
+        migrate(&mut db).unwrap();
+        assert_eq!(version(&db).unwrap(), MIGRATIONS.len());
+        assert!(!is_newer(MIGRATIONS.len()) && is_newer(MIGRATIONS.len() + 1));
+    }
+}
