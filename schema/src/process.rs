@@ -1,3 +1,23 @@
-//! What the process of every program has in common.
+//! What the process of every program has in common: logs, tasks, stop signals, probes, the accept loop; and the numbers
+//! and paths that a chart relies on.
 
+pub mod open_files;
+pub mod serve;
 pub mod tasks;
+
+/// Default port of the registry's OCI listener.
+pub const OCI_PORT: u16 = 5000;
+/// Default port of the registry's admin listener.
+pub const ADMIN_PORT: u16 = 9090;
+
+/// Fails when the process should be restarted.
+pub const LIVEZ: &str = "/livez";
+/// Fails while no client should be sent here.
+pub const READYZ: &str = "/readyz";
+/// Metrics in OpenMetrics text.
+pub const METRICS: &str = "/metrics";
+
+/// Exit code: it was tried and failed; the reason is on standard error.
+pub const EXIT_FAILURE: u8 = 1;
+/// Exit code: the command line is wrong.
+pub const EXIT_USAGE: u8 = 2;
