@@ -1,9 +1,12 @@
 //! What the process of every program has in common: logs, tasks, stop signals, probes, the accept loop; and the numbers
 //! and paths that a chart relies on.
 
+pub mod health;
 pub mod open_files;
 pub mod serve;
+pub mod shutdown;
 pub mod tasks;
+pub mod telemetry;
 
 /// Default port of the registry's OCI listener.
 pub const OCI_PORT: u16 = 5000;
