@@ -1,8 +1,10 @@
 //! A pull-through caching OCI registry.
 
 pub mod access;
+pub mod app;
 pub mod index;
 pub mod name;
 pub mod pull;
+pub mod server;
 pub mod store;
 pub mod upstream;

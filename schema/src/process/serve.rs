@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::{Request, service::service_fn};
@@ -36,6 +35,8 @@ use tower::Service as _;
 
 pub use self::socket::Socket;
 use super::tasks::Tasks;
+/// Named here for programs that only pass it on.
+pub use axum::Router;
 
 mod socket;
 
@@ -47,7 +48,7 @@ pub struct Peer(pub SocketAddr);
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Connections at once.
-    pub connections: u32,
+    pub connections: usize,
     /// From accepting a connection to its first request, and for the headers of each later one. An idle HTTP/1.1
     /// connection waits for headers, too.
     pub header: Duration,
@@ -121,7 +122,7 @@ impl Server {
             router,
             handshake,
             limits,
-            slots: Arc::new(Semaphore::new(limits.connections as usize)),
+            slots: Arc::new(Semaphore::new(limits.connections)),
             close: CancellationToken::new(),
             cut: tasks.stopping().child_token(),
         });
@@ -225,12 +226,12 @@ impl Shared {
     /// Lets running responses finish until `deadline`.
     async fn drain(&self, deadline: Instant) -> bool {
         self.close.cancel();
-        let all = self.limits.connections;
+        let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
         let finished = timeout_at(deadline, self.slots.acquire_many(all))
             .await
             .is_ok();
         if !finished {
-            let connections = all as usize - self.slots.available_permits();
+            let connections = self.limits.connections - self.slots.available_permits();
             tracing::warn!(connections, "cutting responses that did not end in time");
             self.cut.cancel();
             let _ = self.slots.acquire_many(all).await;

@@ -1,0 +1,3 @@
+//! The composition root, and what a process holds while it runs.
+
+pub mod lock;
