@@ -8,6 +8,7 @@
 //!
 //! Without features this crate knows no runtime, no HTTP and no database.
 
+pub mod admin;
 pub mod oci;
 #[cfg(feature = "process")]
 pub mod process;

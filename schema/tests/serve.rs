@@ -224,8 +224,8 @@ async fn h24_a_client_that_leaves_frees_its_place() {
 async fn h40_a_stop_finishes_responses_and_then_refuses() {
     let go = Arc::new(Notify::new());
     let drain = Drain {
-        linger: A_MOMENT,
-        grace: SOON,
+        linger: Duration::from_secs(5),
+        grace: Duration::from_hours(1),
     };
     let router = router(&go, &CancellationToken::new());
     let server = start(router, Limits::default(), drain).await;
@@ -238,6 +238,8 @@ async fn h40_a_stop_finishes_responses_and_then_refuses() {
     server.stop.cancel();
     let mut late = server.ask("/").await;
     read_until(&mut late, "\r\n\r\n").await;
+    // From here on waiting is over as soon as nothing else happens.
+    tokio::time::pause();
     assert!(read_to_end(&mut idle).await.is_empty());
     server.refuses().await;
     assert!(!server.ended.is_finished());

@@ -1,0 +1,360 @@
+//! JSON bodies of the registry's admin API (`/api/v1/…`), in camel case: the command line and the operator speak it, too.
+//!
+//! Lengths are bytes, rates are bytes per second, times are RFC 3339 text. Readers ignore fields that they do not know,
+//! so a field may be added at any time; a request with an unknown field is refused, since it would not do what was meant.
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Digest, Platform, Tag};
+
+/// `GET /api/v1/status`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// When the process started.
+    pub started: String,
+    /// What `/readyz` says.
+    pub ready: bool,
+    /// The store's space.
+    pub disk: DiskStatus,
+    /// The configuration file.
+    pub config: ConfigStatus,
+    /// In the order of their names.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// Downloads that run now.
+    pub transfers: Vec<TransferStatus>,
+    /// The index.
+    pub index: IndexStatus,
+}
+
+/// Space of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatus {
+    /// Stored content.
+    pub used: u64,
+    /// What `used` may reach (`store.maxBytes`).
+    pub limit: u64,
+    /// Free on the volume.
+    pub free: u64,
+    /// Writing failed lately; answers are passed through without storing.
+    pub degraded: bool,
+}
+
+/// The configuration that is in force, and why a newer file is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigStatus {
+    /// What is in force.
+    pub state: ConfigState,
+    /// The mistakes of the file that was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// See [`ConfigStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ConfigState {
+    /// There is no file.
+    Defaults,
+    /// The file as it stands now.
+    Current,
+    /// An earlier version: the file as it stands now is refused.
+    Refused,
+}
+
+/// One configured upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamStatus {
+    /// Its canonical name.
+    pub name: String,
+    /// In order of preference.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// One endpoint of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointStatus {
+    /// Scheme, host and port.
+    pub url: String,
+    /// It failed too often and is left alone for a while.
+    pub breaker_open: bool,
+    /// Requests that hold a place now.
+    pub in_flight: u64,
+    /// What it said remains of our budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratelimit_remaining: Option<u64>,
+    /// Why the last failed request failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// One running download.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TransferStatus {
+    /// The blob.
+    pub digest: Digest,
+    /// Where it was first asked for, like `docker.io/library/nginx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Its length, once the upstream said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Bytes on disk.
+    pub watermark: u64,
+    /// Bytes per second, lately.
+    pub rate: u64,
+    /// At this rate; unknown without size or progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Clients that read it while it arrives.
+    pub readers: u64,
+    /// Where it stands.
+    pub state: TransferState,
+}
+
+/// Where a download stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TransferState {
+    /// Waits for its turn.
+    Queued,
+    /// Waits for the upstream's answer.
+    Connecting,
+    /// Bytes arrive.
+    Running,
+    /// All bytes are there, the digest is being checked.
+    Verifying,
+    /// Stored; also what was stored before anybody asked.
+    Published,
+    /// Given up.
+    Failed,
+}
+
+/// The index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IndexStatus {
+    /// Its state.
+    pub state: IndexState,
+}
+
+/// See [`IndexStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum IndexState {
+    /// In use.
+    Open,
+    /// In use, while it is completed from the store.
+    Rebuilding,
+    /// Out of use; answers come from the store and the upstreams.
+    Failed,
+}
+
+/// `GET /api/v1/images?repo=&q=`: `repo` names one repository exactly, `q` is a part of `repository:tag`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Images {
+    /// By repository, tag and digest.
+    pub images: Vec<ImageEntry>,
+    /// There are more than these.
+    pub truncated: bool,
+}
+
+/// A tag that the cache knows, or a manifest that no tag and no index leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageEntry {
+    /// Canonical name, like `docker.io/library/nginx`.
+    pub repository: String,
+    /// Its tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Tag>,
+    /// Its manifest or index.
+    pub digest: Digest,
+    /// Bytes held of it, shared ones included.
+    pub held: u64,
+    /// When something of it was last served; absent when nothing is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_use: Option<String>,
+}
+
+/// Body of `POST /api/v1/prefetch`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrefetchRequest {
+    /// References as people write them: `nginx`, `ghcr.io/org/app:v1`, `quay.io/x/y@sha256:…`.
+    pub images: Vec<String>,
+    /// Which children of an index, like `linux/arm64`; without any: `linux` on this machine's architecture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "platforms")]
+    pub platforms: Vec<Platform>,
+    /// Among waiting jobs the highest starts first. Every job stands behind what clients wait for.
+    #[serde(default)]
+    pub priority: i32,
+}
+
+/// Answer to `POST /api/v1/prefetch` (202)
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefetchAccepted {
+    /// For `GET /api/v1/prefetch/<id>`.
+    pub id: String,
+}
+
+/// `GET /api/v1/prefetch/<id>`, and the data of each of its server-sent events
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefetchStatus {
+    /// The job.
+    pub id: String,
+    /// The whole of it: failed when it is over and any image failed.
+    pub state: PrefetchState,
+    /// In the order of the request.
+    pub images: Vec<PrefetchImage>,
+}
+
+/// Where a job, or one of its images, stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PrefetchState {
+    /// Waits for its turn.
+    Queued,
+    /// At work.
+    Running,
+    /// Everything asked for is held.
+    Done,
+    /// Over, and something is not held.
+    Failed,
+}
+
+impl PrefetchState {
+    /// Will it change no more?
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+/// One image of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefetchImage {
+    /// As in the request.
+    pub image: String,
+    /// Where it stands.
+    pub state: PrefetchState,
+    /// Why it failed, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What the reference means, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// Configs and layers, as its manifests become known.
+    pub layers: Vec<PrefetchLayer>,
+}
+
+/// One blob of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefetchLayer {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// Bytes that are held.
+    pub done: u64,
+    /// Bytes per second, lately.
+    pub rate: u64,
+    /// At this rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Where it stands.
+    pub state: TransferState,
+}
+
+/// An error of the admin API: any status from 400 on
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdminError {
+    /// A sentence that says what to do.
+    pub error: String,
+}
+
+/// Platforms as people write them.
+mod platforms {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::oci::Platform;
+
+    pub(super) fn serialize<S: Serializer>(
+        platforms: &[Platform],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(platforms.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Platform>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?
+            .iter()
+            .map(|text| text.parse().map_err(serde::de::Error::custom))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What other programs, and people with curl, rely on.
+    #[test]
+    fn prefetch_on_the_wire() {
+        let short: PrefetchRequest = serde_json::from_str(r#"{"images":["nginx"]}"#).unwrap();
+        assert_eq!(short.priority, 0);
+        assert!(short.platforms.is_empty());
+
+        let long = r#"{"images":["a.b/c:d"],"platforms":["linux/arm/v7"],"priority":5}"#;
+        let parsed: PrefetchRequest = serde_json::from_str(long).unwrap();
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), long);
+
+        for refused in [
+            r#"{"images":["a"],"platform":"linux/amd64"}"#,
+            r#"{"images":["a"],"platforms":["amd64"]}"#,
+            r#"{"platforms":[]}"#,
+        ] {
+            assert!(serde_json::from_str::<PrefetchRequest>(refused).is_err());
+        }
+    }
+
+    #[test]
+    fn absent_facts_are_left_out() {
+        let transfer = TransferStatus {
+            digest: Digest::sha256(b""),
+            repository: None,
+            size: None,
+            watermark: 1,
+            rate: 2,
+            seconds_left: None,
+            readers: 3,
+            state: TransferState::Connecting,
+        };
+        let text = serde_json::to_string(&transfer).unwrap();
+        assert_eq!(
+            text,
+            format!(
+                r#"{{"digest":"{}","watermark":1,"rate":2,"readers":3,"state":"connecting"}}"#,
+                transfer.digest
+            )
+        );
+        assert_eq!(
+            serde_json::from_str::<TransferStatus>(&text).unwrap(),
+            transfer
+        );
+    }
+}
