@@ -5,11 +5,14 @@
 //! | names, digests, references, manifests, error codes of OCI | [`oci`] |
 //! | ports, probe paths, log set-up, tasks, the accept loop | `process` (feature `process`) |
 //! | URLs that print without their secrets | [`redacted`] |
+//! | sizes and shares as Kubernetes writes them | [`quantity`] |
+//! | what makes a node's runtime ask the cache first | [`mirror_config`] |
 //!
 //! Without features this crate knows no runtime, no HTTP and no database.
 
-pub mod admin;
+pub mod mirror_config;
 pub mod oci;
 #[cfg(feature = "process")]
 pub mod process;
+pub mod quantity;
 pub mod redacted;
