@@ -1,6 +1,7 @@
 //! The words of the OCI image and distribution specifications, each parsed once into a type that cannot be wrong.
 
 pub mod digest;
+pub mod docker_config;
 pub mod error_code;
 pub mod manifest;
 pub mod media_type;
@@ -10,6 +11,7 @@ pub mod repository;
 pub mod tag;
 
 pub use digest::{Algorithm, Digest, Hasher};
+pub use docker_config::DockerConfig;
 pub use error_code::ErrorCode;
 pub use manifest::Manifest;
 pub use platform::Platform;
