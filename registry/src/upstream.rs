@@ -19,6 +19,31 @@ use url::Url;
 
 use crate::name::UpstreamName;
 
+mod answer;
+mod authorize;
+mod breaker;
+mod build;
+pub mod challenge;
+mod client;
+mod credentials;
+mod exchange;
+pub mod failover;
+mod gate;
+mod limit;
+mod metrics;
+mod redirect;
+mod resolver;
+mod retry;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod token;
+mod transport;
+
+pub use build::{BuildError, build};
+pub use metrics::UpstreamMetrics;
+
 /// Who is waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
@@ -132,6 +157,12 @@ pub trait Endpoint: fmt::Debug + Send + Sync {
 
     /// May it be asked now? `Err` holds how long until it may be tried again.
     fn available(&self) -> Result<(), Duration>;
+
+    /// No timeout since the last answer? Who holds a stale answer does not wait for an endpoint that is not; asking
+    /// this makes it be checked in the background. An endpoint that does not count timeouts says what `available` says.
+    fn responsive(&self) -> bool {
+        self.available().is_ok()
+    }
 
     /// State for the status API.
     fn status(&self) -> EndpointStatus;
