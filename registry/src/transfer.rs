@@ -1,0 +1,382 @@
+//! One download per digest, shared by everybody who waits.
+//!
+//! ```text
+//! Connecting → Running(size, watermark) → Verifying → Published
+//!     └────────────┴──────────┬──────────────┴→ Failed | Detached
+//! ```
+//!
+//! A [`Transfer`] is written by one task of its own ([`fill`]), never inside a request: it hashes and writes what
+//! arrives into a spool file and moves the *watermark*, the number of bytes that are on disk. [`reader`]s follow the
+//! watermark in that file, each at its own pace; they never slow the download down, and a client that leaves changes
+//! nothing. What is promised:
+//!
+//! - The upstream is asked once, whoever waits; breaks are resumed where they happened ([`download`]).
+//! - Nobody gets the last byte of a blob before its digest was verified, so a complete body is always right. On
+//!   failure the body ends with an error, which aborts the connection, never cleanly.
+//! - A store that fails does not fail a client: the transfer is *detached*, and each reader goes on with an upstream
+//!   request of its own ([`bypass`]) that it verifies itself.
+//!
+//! Who may join is not decided here: callers hand in an [`Origin`] that they may read from.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use coral_schema::admin::TransferState;
+use coral_schema::oci::{Digest, Hasher};
+use coral_schema::process::tasks::Tasks;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
+
+pub use self::budget::{FillOnRange, FinishTransfers};
+pub use self::metrics::TransferMetrics;
+use self::suspects::Suspects;
+use self::table::Table;
+use crate::index::Index;
+use crate::name::RepoKey;
+use crate::store::{BlobStore, FileReader, RecordStore};
+use crate::upstream::{Priority, Upstream, UpstreamError};
+
+pub mod budget;
+pub mod bypass;
+mod download;
+mod fill;
+mod metrics;
+pub mod rate;
+pub mod reader;
+mod resume;
+mod suspects;
+mod table;
+
+/// Where a blob may be fetched from: a repository that the caller may read.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The repository.
+    pub repo: RepoKey,
+    /// Its upstream.
+    pub upstream: Arc<Upstream>,
+    /// May the anonymous public read it?
+    pub public: bool,
+}
+
+/// How transfers behave (configuration `cache`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TransferConfig {
+    /// Does a transfer that nobody reads any more go on?
+    pub finish: FinishTransfers,
+    /// Does a bounded range start a fill?
+    pub fill_on_range: FillOnRange,
+}
+
+/// Why a transfer ended without its blob.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TransferError {
+    /// No origin delivered; the last error of each.
+    #[error("{}", .0.last().map_or_else(|| "no upstream to ask".to_owned(), ToString::to_string))]
+    Upstream(Arc<[UpstreamError]>),
+    /// What arrived is not what the digest names.
+    #[error("the upstream sent bytes that do not match the digest")]
+    WrongBytes,
+    /// Nobody waited any more, and the configuration says not to go on.
+    #[error("nobody waited for it any more")]
+    Abandoned,
+    /// The process stops, or the task of the transfer died.
+    #[error("the transfer was interrupted")]
+    Interrupted,
+}
+
+/// Where a transfer stands.
+#[derive(Debug, Clone)]
+pub enum Phase {
+    /// No origin has answered yet.
+    Connecting,
+    /// Bytes arrive.
+    Running,
+    /// All bytes are there; the digest is compared.
+    Verifying,
+    /// The digest is right. Readers may finish.
+    Published,
+    /// The store failed: each reader goes on by itself.
+    Detached(Arc<Detached>),
+    /// No blob.
+    Failed(TransferError),
+}
+
+impl Phase {
+    /// As the admin API calls it.
+    pub fn state(&self) -> TransferState {
+        match self {
+            Self::Connecting => TransferState::Connecting,
+            Self::Running => TransferState::Running,
+            Self::Verifying => TransferState::Verifying,
+            Self::Published => TransferState::Published,
+            Self::Detached(_) | Self::Failed(_) => TransferState::Failed,
+        }
+    }
+}
+
+/// What a reader needs to go on without the store.
+#[derive(Debug)]
+pub struct Detached {
+    /// Bytes that are in the spool file, which is unlinked but still open.
+    pub offset: u64,
+    /// The hash state at `offset`.
+    pub hasher: Hasher,
+}
+
+/// What readers and the status API watch.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Bytes on disk.
+    pub watermark: u64,
+    /// Bytes in all, when an origin said so.
+    pub size: Option<u64>,
+}
+
+/// One running download of one blob.
+pub struct Transfer {
+    digest: Digest,
+    priority: Priority,
+    started: Instant,
+    origins: Mutex<Vec<Origin>>,
+    /// Repositories whose upstream has delivered something of it, and whether they are public.
+    delivered: Mutex<Vec<(RepoKey, bool)>>,
+    progress: watch::Sender<Progress>,
+    file: OnceLock<FileReader>,
+    readers: AtomicUsize,
+    readers_changed: Notify,
+}
+
+/// A running transfer, for the status API.
+#[derive(Debug, Clone)]
+pub struct TransferStatus {
+    /// What is fetched.
+    pub digest: Digest,
+    /// Where from, first.
+    pub repo: RepoKey,
+    /// Where it stands.
+    pub progress: Progress,
+    /// Who reads it now.
+    pub readers: usize,
+    /// How long it has run.
+    pub age: Duration,
+}
+
+/// All running transfers.
+#[derive(Debug, Clone)]
+pub struct Transfers(Arc<Shared>);
+
+/// What fills and readers share.
+#[derive(Debug)]
+struct Shared {
+    table: Arc<Table>,
+    store: Arc<dyn BlobStore>,
+    records: Arc<dyn RecordStore>,
+    index: Index,
+    tasks: Tasks,
+    config: arc_swap::ArcSwap<TransferConfig>,
+    metrics: TransferMetrics,
+    suspects: Suspects,
+    ranges: budget::RangeLedger,
+    hash_steps: Semaphore,
+}
+
+impl Transfers {
+    /// No transfers yet.
+    pub fn new(
+        config: TransferConfig,
+        store: (Arc<dyn BlobStore>, Arc<dyn RecordStore>),
+        index: Index,
+        tasks: Tasks,
+        metrics: TransferMetrics,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            table: Arc::new(Table::default()),
+            store: store.0,
+            records: store.1,
+            index,
+            tasks,
+            config: arc_swap::ArcSwap::from_pointee(config),
+            metrics,
+            suspects: Suspects::default(),
+            ranges: budget::RangeLedger::default(),
+            hash_steps: Semaphore::new(HASH_STEPS),
+        }))
+    }
+
+    /// Takes over a changed configuration; running transfers see it at their next decision.
+    pub fn reconfigure(&self, config: TransferConfig) {
+        self.0.config.store(Arc::new(config));
+    }
+
+    /// The transfer of `digest`, if one runs.
+    pub fn running(&self, digest: &Digest) -> Option<Arc<Transfer>> {
+        self.0.table.get(digest)
+    }
+
+    /// Finds the transfer of `digest`, or starts it from `origin`, one that the caller may read from. One that runs
+    /// already is not touched: the caller has to know that its repository has the digest before it looks at it.
+    pub fn join(&self, digest: &Digest, origin: &Origin, priority: Priority) -> Joined {
+        let (transfer, permit) = self.0.table.join(digest, origin, priority);
+        let started = permit.is_some();
+        if let Some(permit) = permit {
+            let running = self.0.metrics.running();
+            let shared = Arc::clone(&self.0);
+            self.0.tasks.spawn("transfer", async move {
+                fill::run(&shared, permit).await;
+                drop(running);
+            });
+        }
+        Joined { transfer, started }
+    }
+
+    /// What runs now.
+    pub fn list(&self) -> Vec<TransferStatus> {
+        self.0
+            .table
+            .all()
+            .iter()
+            .map(|transfer| transfer.status())
+            .collect()
+    }
+}
+
+/// See [`Transfers::join`].
+#[derive(Debug)]
+pub struct Joined {
+    /// The transfer.
+    pub transfer: Arc<Transfer>,
+    /// Did this call start it?
+    pub started: bool,
+}
+
+impl Transfer {
+    fn new(digest: Digest, origin: Origin, priority: Priority) -> Self {
+        Self {
+            digest,
+            priority,
+            started: Instant::now(),
+            origins: Mutex::new(vec![origin]),
+            delivered: Mutex::default(),
+            progress: watch::Sender::new(Progress {
+                phase: Phase::Connecting,
+                watermark: 0,
+                size: None,
+            }),
+            file: OnceLock::new(),
+            readers: AtomicUsize::new(0),
+            readers_changed: Notify::new(),
+        }
+    }
+
+    /// What is fetched.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Follows the transfer.
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// May everybody have these bytes: did a public repository deliver some of them?
+    pub fn is_public(&self) -> bool {
+        lock(&self.delivered).iter().any(|(_, public)| *public)
+    }
+
+    /// Is this repository one of those that are asked?
+    pub fn comes_from(&self, repo: &RepoKey) -> bool {
+        lock(&self.origins)
+            .iter()
+            .any(|origin| origin.repo == *repo)
+    }
+
+    /// Has the upstream of this repository answered with the blob?
+    pub fn was_delivered_by(&self, repo: &RepoKey) -> bool {
+        lock(&self.delivered).iter().any(|(one, _)| one == repo)
+    }
+
+    /// Did the store take nothing of it at all? Then each client needs a download of its own.
+    pub fn is_detached_from_start(&self) -> bool {
+        matches!(&self.progress.borrow().phase, Phase::Detached(detached) if detached.offset == 0)
+    }
+
+    /// Waits until an origin has answered: the size, if it said one. Errors stay errors this way, and do not become
+    /// broken bodies.
+    pub async fn opened(&self) -> Result<Option<u64>, TransferError> {
+        let mut progress = self.watch();
+        let opened = progress
+            .wait_for(|now| !matches!(now.phase, Phase::Connecting))
+            .await;
+        let now = opened.map_err(|_| TransferError::Interrupted)?;
+        match &now.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(now.size),
+        }
+    }
+
+    fn origins(&self) -> Vec<Origin> {
+        lock(&self.origins).clone()
+    }
+
+    fn note_delivery(&self, origin: &Origin) {
+        let mut delivered = lock(&self.delivered);
+        if !delivered.iter().any(|(repo, _)| *repo == origin.repo) {
+            delivered.push((origin.repo.clone(), origin.public));
+        }
+    }
+
+    /// Adds a repository that is known to have the digest: it is asked when the others fail.
+    pub fn add_origin(&self, origin: Origin) {
+        let mut origins = lock(&self.origins);
+        let known =
+            |one: &Origin| one.repo == origin.repo && Arc::ptr_eq(&one.upstream, &origin.upstream);
+        if origins.len() < MAX_ORIGINS && !origins.iter().any(known) {
+            origins.push(origin);
+        }
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.progress.send_modify(|progress| progress.phase = phase);
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(
+            self.progress.borrow().phase,
+            Phase::Published | Phase::Failed(_) | Phase::Detached(_)
+        )
+    }
+
+    fn status(&self) -> TransferStatus {
+        TransferStatus {
+            digest: self.digest,
+            repo: self.origins()[0].repo.clone(),
+            progress: self.progress.borrow().clone(),
+            readers: self.readers.load(Ordering::Relaxed),
+            age: self.started.elapsed(),
+        }
+    }
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer")
+            .field("digest", &self.digest)
+            .field("progress", &*self.progress.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Repositories that one transfer may draw from. Real blobs are shared by a handful; the bound keeps a hostile set of
+/// repositories from growing a list.
+const MAX_ORIGINS: usize = 16;
+
+/// Hash-and-write steps at once. Each holds at most 1 MiB and one blocking thread; more would only wait for the CPUs.
+const HASH_STEPS: usize = 64;
