@@ -1,6 +1,174 @@
 //! Who may read what: decided in one place, before any content is touched.
 //!
-//! A [`ReadCap`](cap::ReadCap) says that a caller may read one repository; only [`Access`] makes one. It names the
-//! configuration snapshot that it was made from, so a request sees one configuration from its start to its end.
+//! A [`ReadCap`] says that a caller may read one repository; only [`Access`] makes one. It names the upstream as it was
+//! configured when the request came, so a request sees one configuration from its start to its end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use coral_schema::oci::reference::DOCKER_HUB;
+use coral_schema::oci::{Digest, ManifestRef};
+use coral_schema::process::tasks::Tasks;
+
+pub use self::cap::ReadCap;
+use self::visibility::{Standing, Visibility};
+use crate::index::Index;
+use crate::name::{NameError, NameRules, RepoKey, UpstreamName};
+use crate::upstream::{Upstream, VisibilityMode};
 
 pub mod cap;
+mod visibility;
+
+/// One configuration: the names, and what they mean.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Which repository a request means.
+    pub rules: NameRules,
+    /// The upstreams by name.
+    pub upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+}
+
+/// The only maker of [`ReadCap`]s.
+#[derive(Debug)]
+pub struct Access {
+    snapshot: ArcSwap<Snapshot>,
+    visibility: Visibility,
+}
+
+/// What a caller wants to read: something to ask the upstream for when it is not known who may read the repository.
+#[derive(Debug, Clone, Copy)]
+pub enum Probe<'a> {
+    /// A manifest.
+    Manifest(&'a ManifestRef),
+    /// A blob.
+    Blob(&'a Digest),
+    /// A list.
+    Repository,
+}
+
+/// Why a caller may not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// No such repository can be meant.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The administrator does not allow it.
+    #[error("the configuration of this cache does not allow {0}")]
+    Denied(RepoKey),
+    /// Private upstream, or unknown: both look the same.
+    #[error("{0} does not exist, or is private")]
+    Hidden(RepoKey),
+    /// It is not known who may read it, and the upstream cannot be asked.
+    #[error("who may read {repo} cannot be found out now: {reason}")]
+    Unavailable {
+        /// Which.
+        repo: RepoKey,
+        /// Why.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
+impl Access {
+    /// Access rules over the first configuration.
+    pub fn new(snapshot: Snapshot, index: Index, tasks: Tasks) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            visibility: Visibility::new(index, tasks),
+        }
+    }
+
+    /// Takes over a changed configuration: an upstream that is gone stops being served at once.
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// The configuration of this moment.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Which repository a request means (see [`NameRules::resolve`]).
+    pub fn resolve(&self, ns: Option<&str>, path: &str) -> Result<RepoKey, AccessError> {
+        Ok(self.snapshot.load().rules.resolve(ns, path)?)
+    }
+
+    /// May anybody who can reach us read `repo`?
+    pub async fn read(&self, repo: RepoKey, probe: Probe<'_>) -> Result<ReadCap, AccessError> {
+        let upstream = self.snapshot.load().upstreams.get(repo.upstream()).cloned();
+        let upstream =
+            upstream.ok_or_else(|| NameError::UnknownUpstream(repo.upstream().to_string()))?;
+        if !is_allowed(&upstream, &repo) {
+            return Err(AccessError::Denied(repo));
+        }
+        let public = self.is_public(&repo, &upstream, probe).await?;
+        Ok(ReadCap::new(repo, upstream, public))
+    }
+
+    /// May this repository be listed for everybody: is it known to be public, without asking anybody?
+    pub async fn may_list(&self, repo: &RepoKey) -> bool {
+        let Some(upstream) = self.snapshot.load().upstreams.get(repo.upstream()).cloned() else {
+            return false;
+        };
+        if !is_allowed(&upstream, repo) {
+            return false;
+        }
+        upstream.policy.visibility != VisibilityMode::Auto
+            || is_public_by_nature(&upstream, repo)
+            || self.visibility.is_known_public(repo).await
+    }
+
+    async fn is_public(
+        &self,
+        repo: &RepoKey,
+        upstream: &Arc<Upstream>,
+        probe: Probe<'_>,
+    ) -> Result<bool, AccessError> {
+        match upstream.policy.visibility {
+            VisibilityMode::Public => return Ok(true),
+            VisibilityMode::Shared => return Ok(is_public_by_nature(upstream, repo)),
+            VisibilityMode::Auto => {}
+        }
+        let standing = if is_public_by_nature(upstream, repo) {
+            self.visibility.unless_revoked(repo, upstream, probe).await
+        } else {
+            self.visibility.of(repo, upstream, probe).await
+        };
+        match standing {
+            Standing::Public => Ok(true),
+            Standing::Private => Err(AccessError::Hidden(repo.clone())),
+            Standing::Unknown {
+                reason,
+                retry_after,
+            } => Err(AccessError::Unavailable {
+                repo: repo.clone(),
+                reason,
+                retry_after,
+            }),
+        }
+    }
+}
+
+fn is_allowed(upstream: &Upstream, repo: &RepoKey) -> bool {
+    let policy = &upstream.policy;
+    let name = repo.repository().as_str();
+    let listed =
+        policy.allow.is_empty() || policy.allow.iter().any(|pattern| pattern.0.matches(name));
+    listed && !policy.deny.iter().any(|pattern| pattern.0.matches(name))
+}
+
+/// What we read without a credential of our own, everybody may read; and Docker Hub's official images are public.
+fn is_public_by_nature(upstream: &Upstream, repo: &RepoKey) -> bool {
+    let official = repo.upstream().as_str() == DOCKER_HUB
+        && repo.repository().as_str().starts_with("library/");
+    let anonymous = || {
+        upstream
+            .endpoints
+            .iter()
+            .all(|endpoint| endpoint.credential_id(repo.repository()).is_anonymous())
+    };
+    official || anonymous()
+}

@@ -1,5 +1,6 @@
 //! The proof that a caller may read a repository.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::name::RepoKey;
@@ -11,6 +12,7 @@ pub struct ReadCap {
     repo: RepoKey,
     upstream: Arc<Upstream>,
     public: bool,
+    client: Option<IpAddr>,
 }
 
 impl ReadCap {
@@ -19,7 +21,22 @@ impl ReadCap {
             repo,
             upstream,
             public,
+            client: None,
         }
+    }
+
+    /// The same, used by a client at this address: tells clients apart where several asking matters.
+    #[must_use]
+    pub fn with_client(self, client: IpAddr) -> Self {
+        Self {
+            client: Some(client),
+            ..self
+        }
+    }
+
+    /// Where the client is, as far as known.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client
     }
 
     /// The repository.
