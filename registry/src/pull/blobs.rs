@@ -1,0 +1,384 @@
+//! Blobs: from the store, from the one transfer that fetches them, or passed through.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coral_schema::oci::Digest;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use tokio::time::timeout;
+
+use super::failure::transfer_error;
+use super::{
+    BlobAnswer, BlobHead, BodyError, Ensure, Kind, Outcome, PullError, Puller, RangeSpec, Shared,
+    known,
+};
+use crate::access::cap::ReadCap;
+use crate::index::{BlobRow, BlobState};
+use crate::store::{StoreError, StoredBlob};
+use crate::transfer::reader::{Body, Pace};
+use crate::transfer::{Transfer, TransferError};
+use crate::upstream::{Priority, UpstreamErrorKind};
+
+impl Puller {
+    /// The length of a blob of a repository. Never promises what a GET could not deliver (H-38).
+    pub async fn head_blob(&self, cap: &ReadCap, digest: &Digest) -> Result<BlobHead, PullError> {
+        let row = self.present(digest).await;
+        if let Some(row) = &row
+            && self.is_proven(cap, digest, row.public).await
+        {
+            return Ok(BlobHead {
+                size: row.size,
+                outcome: Outcome::Hit,
+            });
+        }
+        if let Some(child) = known(self.0.index.child(cap.repo(), digest).await) {
+            return Ok(BlobHead {
+                size: child.size,
+                outcome: Outcome::Hit,
+            });
+        }
+        let said = self.prove(cap, digest).await?;
+        let size = said.or(row.map(|row| row.size));
+        let size = size.ok_or_else(|| {
+            PullError::BadGateway("it does not say how long the blob is".to_owned())
+        })?;
+        Ok(BlobHead {
+            size,
+            outcome: Outcome::Miss,
+        })
+    }
+
+    /// A blob of a repository, or a part of it.
+    pub async fn blob(
+        &self,
+        cap: &ReadCap,
+        digest: &Digest,
+        range: Option<RangeSpec>,
+    ) -> Result<BlobAnswer, PullError> {
+        if let Some(row) = self.present(digest).await {
+            if !self.is_proven(cap, digest, row.public).await {
+                self.prove(cap, digest).await?;
+            }
+            if let Some(stored) = self.open_checked(digest, &row).await {
+                self.0.index.touch(digest);
+                return from_store(stored, range);
+            }
+        }
+        let ttl = self.0.config.load().negative_ttl;
+        if let Some(error) = self.0.negative.check(cap, &digest.to_string(), ttl) {
+            return Err(error);
+        }
+        if let Some(range) = range
+            && let Some(answer) = self.passed_through(cap, digest, range).await?
+        {
+            return Ok(answer);
+        }
+        let answer = self.from_transfer(cap, digest, range).await;
+        if let Err(error) = &answer {
+            self.0.negative.note(cap, &digest.to_string(), error);
+        }
+        answer
+    }
+
+    /// Has a blob fetched, behind what clients wait for.
+    pub async fn ensure_blob(&self, cap: &ReadCap, digest: &Digest) -> Result<Ensure, PullError> {
+        if let Some(row) = self.present(digest).await {
+            if !self.is_proven(cap, digest, row.public).await {
+                self.prove(cap, digest).await?;
+            }
+            if self.open_checked(digest, &row).await.is_some() {
+                return Ok(Ensure::Held);
+            }
+        }
+        let (transfer, _) = self.join(cap, digest, Priority::Background).await?;
+        self.opened(cap, &transfer).await?;
+        Ok(Ensure::Running(self.0.transfers.follow(&transfer)))
+    }
+
+    /// What is known of the bytes. An index that does not know asks the store before anybody asks the upstream.
+    async fn present(&self, digest: &Digest) -> Option<BlobRow> {
+        let index = &self.0.index;
+        match known(index.blob(digest).await) {
+            Some(row) => (row.state == BlobState::Present).then_some(row),
+            None => {
+                let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+                let _ = index.put_blob(digest, stored.size(), false, false).await;
+                known(index.blob(digest).await)
+            }
+        }
+    }
+
+    /// The open blob, if its bytes are what the index says (H-43) and survived what happened since (H-09).
+    async fn open_checked(&self, digest: &Digest, row: &BlobRow) -> Option<Arc<StoredBlob>> {
+        let stored = self.open(digest, row.size).await?;
+        if !self.0.index.suspect(row) || self.0.sound.contains_key(digest) {
+            return Some(stored);
+        }
+        let flight = self.0.healing.join(digest, || {
+            survived(Arc::clone(&self.0), *digest, Arc::clone(&stored))
+        });
+        if flight.answer.await.unwrap_or(false) {
+            return Some(stored);
+        }
+        self.discard(digest, "it did not survive a power loss")
+            .await;
+        None
+    }
+
+    /// The open blob, if it has the length that the index says.
+    pub(super) async fn open(&self, digest: &Digest, size: u64) -> Option<Arc<StoredBlob>> {
+        match self.0.blobs.open(digest).await {
+            Ok(Some(stored)) if stored.size() == size => Some(stored),
+            Ok(None) => {
+                self.discard(digest, "its file is gone").await;
+                None
+            }
+            Ok(Some(_)) | Err(StoreError::Damaged(_)) => {
+                self.discard(digest, "its file has another length").await;
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%digest, %error, "a stored blob cannot be read; it is fetched again");
+                None
+            }
+        }
+    }
+
+    /// Takes damaged content out of service; the next demand fetches it again.
+    pub(super) async fn discard(&self, digest: &Digest, reason: &str) {
+        tracing::warn!(%digest, reason, "stored content is damaged and is fetched again");
+        let removed = self.0.blobs.remove(digest).await;
+        let dropped = self.0.index.drop_blob(digest).await;
+        if removed.is_err() || dropped.is_err() {
+            tracing::warn!(%digest, "damaged content could not be removed");
+        }
+    }
+
+    /// A bounded range of a blob that is not here may be worth a request of its own. `None`: it is not.
+    async fn passed_through(
+        &self,
+        cap: &ReadCap,
+        digest: &Digest,
+        range: RangeSpec,
+    ) -> Result<Option<BlobAnswer>, PullError> {
+        let child = known(self.0.index.child(cap.repo(), digest).await);
+        let Some(size) = child.map(|child| child.size) else {
+            return Ok(None);
+        };
+        let Some((start, last)) = range.resolve(size) else {
+            return Ok(None);
+        };
+        let end = if matches!(range, RangeSpec::From(_)) {
+            None
+        } else {
+            Some(last)
+        };
+        if !self
+            .0
+            .transfers
+            .passes_through(digest, cap.client(), (start, end), size)
+        {
+            return Ok(None);
+        }
+        let origin = Shared::origin(cap);
+        match self
+            .0
+            .transfers
+            .pass_through(digest, origin, (start, last + 1))
+            .await
+        {
+            Ok((total, body)) => {
+                self.0
+                    .transfers
+                    .note_passed(digest, cap.client(), last + 1 - start);
+                let size = total.or(Some(size));
+                Ok(Some(BlobAnswer {
+                    size,
+                    range: Some((start, last)),
+                    body: to_answer(body),
+                    outcome: Outcome::Bypass,
+                }))
+            }
+            Err(error) if ignores_ranges(&error) => Ok(None),
+            Err(error) => Err(transfer_error(&error, Kind::Blob)),
+        }
+    }
+
+    async fn from_transfer(
+        &self,
+        cap: &ReadCap,
+        digest: &Digest,
+        range: Option<RangeSpec>,
+    ) -> Result<BlobAnswer, PullError> {
+        let (transfer, outcome) = self.join(cap, digest, Priority::Interactive).await?;
+        let size = self.opened(cap, &transfer).await?;
+        let part = match (range, size) {
+            (Some(range), Some(size)) => Some(
+                range
+                    .resolve(size)
+                    .ok_or(PullError::RangeNotSatisfiable { size })?,
+            ),
+            // Without a length there are no ranges.
+            _ => None,
+        };
+        let origin = Shared::origin(cap);
+        let (start, end) = part.map_or((0, None), |(start, last)| (start, Some(last + 1)));
+        if transfer.is_detached_from_start() {
+            return self.bypassed(cap, digest, part).await;
+        }
+        let body = self.0.transfers.read(&transfer, origin, start, end);
+        Ok(BlobAnswer {
+            size,
+            range: part,
+            body: to_answer(body),
+            outcome,
+        })
+    }
+
+    /// The transfer of a digest, joined only after the repository was found to have it.
+    pub(super) async fn join(
+        &self,
+        cap: &ReadCap,
+        digest: &Digest,
+        priority: Priority,
+    ) -> Result<(Arc<Transfer>, Outcome), PullError> {
+        let joined = self
+            .0
+            .transfers
+            .join(digest, &Shared::origin(cap), priority);
+        if joined.started {
+            return Ok((joined.transfer, Outcome::Miss));
+        }
+        if !self.may_join(cap, digest, &joined.transfer).await {
+            self.prove(cap, digest).await?;
+        }
+        joined.transfer.add_origin(Shared::origin(cap));
+        Ok((joined.transfer, Outcome::Join))
+    }
+
+    /// Waits for the status line. What other repositories deliver is not for this one until its own upstream has
+    /// answered for it.
+    async fn opened(&self, cap: &ReadCap, transfer: &Transfer) -> Result<Option<u64>, PullError> {
+        let patience = cap.upstream().timeouts.headers;
+        let opened = timeout(patience, transfer.opened()).await;
+        let opened = opened
+            .map_err(|_| PullError::Timeout("no upstream answered for this blob".to_owned()))?;
+        let size = opened.map_err(|error| transfer_error(&error, Kind::Blob))?;
+        let digest = transfer.digest();
+        if !transfer.is_detached_from_start()
+            && !transfer.was_delivered_by(cap.repo())
+            && !self.is_proven(cap, digest, transfer.is_public()).await
+        {
+            self.prove(cap, digest).await?;
+        }
+        Ok(size)
+    }
+
+    /// The store takes nothing: the client gets its own download.
+    async fn bypassed(
+        &self,
+        cap: &ReadCap,
+        digest: &Digest,
+        part: Option<(u64, u64)>,
+    ) -> Result<BlobAnswer, PullError> {
+        let origin = Shared::origin(cap);
+        let opened = match part {
+            Some((start, last)) => {
+                self.0
+                    .transfers
+                    .pass_through(digest, origin, (start, last + 1))
+                    .await
+            }
+            None => self.0.transfers.bypass(digest, origin).await,
+        };
+        let (size, body) = opened.map_err(|error| transfer_error(&error, Kind::Blob))?;
+        Ok(BlobAnswer {
+            size,
+            range: part,
+            body: to_answer(body),
+            outcome: Outcome::Bypass,
+        })
+    }
+}
+
+fn ignores_ranges(error: &TransferError) -> bool {
+    let TransferError::Upstream(errors) = error else {
+        return false;
+    };
+    errors
+        .iter()
+        .any(|error| matches!(error.kind, UpstreamErrorKind::Protocol(_)))
+}
+
+/// Hashes a blob that a power loss may have damaged, before it is served.
+async fn survived(shared: Arc<Shared>, digest: Digest, stored: Arc<StoredBlob>) -> bool {
+    let mut hasher = coral_schema::oci::Hasher::new(digest.algorithm());
+    let mut offset = 0;
+    while offset < stored.size() {
+        let Ok(chunk) = stored.read(offset, usize::MAX).await else {
+            return false;
+        };
+        offset += chunk.len() as u64;
+        let hashed = tokio::task::spawn_blocking(move || {
+            hasher.update(&chunk);
+            hasher
+        });
+        let Ok(back) = hashed.await else { return false };
+        hasher = back;
+    }
+    let right = hasher.finish() == digest;
+    if right {
+        shared.sound.insert(digest, ());
+    }
+    right
+}
+
+fn from_store(stored: Arc<StoredBlob>, range: Option<RangeSpec>) -> Result<BlobAnswer, PullError> {
+    let size = stored.size();
+    let part = match range {
+        Some(range) => Some(
+            range
+                .resolve(size)
+                .ok_or(PullError::RangeNotSatisfiable { size })?,
+        ),
+        None => None,
+    };
+    let (start, end) = part.map_or((0, size), |(start, last)| (start, last + 1));
+    let body = stored_body(stored, start, end);
+    Ok(BlobAnswer {
+        size: Some(size),
+        range: part,
+        body,
+        outcome: Outcome::Hit,
+    })
+}
+
+fn stored_body(
+    stored: Arc<StoredBlob>,
+    start: u64,
+    end: u64,
+) -> BoxStream<'static, Result<Bytes, BodyError>> {
+    stream::try_unfold(
+        (stored, start, Pace::default()),
+        move |(stored, position, mut pace)| async move {
+            if position >= end {
+                return Ok(None);
+            }
+            let at_most = pace.resume().min(end - position);
+            let chunk = stored
+                .read(position, usize::try_from(at_most).unwrap_or(usize::MAX))
+                .await;
+            let chunk = chunk.map_err(|error| BodyError(error.to_string()))?;
+            pace.hand_out(chunk.len());
+            let position = position + chunk.len() as u64;
+            Ok(Some((chunk, (stored, position, pace))))
+        },
+    )
+    .boxed()
+}
+
+fn to_answer(body: Body) -> BoxStream<'static, Result<Bytes, BodyError>> {
+    body.map(|chunk| chunk.map_err(|error| BodyError(error.to_string())))
+        .boxed()
+}

@@ -1,0 +1,350 @@
+//! One conditional check per tag at a time, with a deadline; what is answered when it fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coral_schema::oci::{ManifestRef, Tag};
+
+use super::failure::{interrupted, pull_error};
+use super::freshness::{age, may_serve_stale};
+use super::metrics::{CheckResult, StaleReason};
+use super::{Kind, ManifestAnswer, Outcome, PullError, Puller, Shared, Want, known};
+use crate::access::cap::ReadCap;
+use crate::index::{BlobState, TagRow, VisibilityRow};
+use crate::upstream::{
+    Call, Checked, Identity, ManifestHead, OnMissing, Priority, Upstream, failover,
+};
+
+/// What the upstream says of a tag that is held.
+#[derive(Debug, Clone)]
+pub(super) enum Verdict {
+    /// It means what it meant.
+    Confirmed,
+    /// It means something else now.
+    Moved {
+        head: ManifestHead,
+        origin: Arc<str>,
+    },
+    /// It does not exist any more.
+    Missing,
+    /// We may not read it any more.
+    Refused(PullError),
+    /// Nobody can say.
+    Unknown(PullError),
+}
+
+impl Puller {
+    /// Answers a tag that is held but not fresh.
+    pub(super) async fn revalidated(
+        &self,
+        cap: &ReadCap,
+        tag: &Tag,
+        row: Arc<TagRow>,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        match self.check(cap, tag, &row).await {
+            Verdict::Confirmed => self.by_digest_or_stale(cap, &row, want).await,
+            Verdict::Moved { head, origin } => {
+                self.moved(cap, tag, &row, want, (&head, &origin)).await
+            }
+            Verdict::Missing if cap.upstream().policy.on_missing == OnMissing::Refuse => {
+                Err(PullError::NotFound(Kind::Manifest))
+            }
+            Verdict::Missing => {
+                self.0.metrics.stale(StaleReason::Missing);
+                self.stale(
+                    cap,
+                    &row,
+                    want,
+                    "the upstream does not have this tag any more",
+                )
+                .await
+            }
+            Verdict::Refused(error) => {
+                let text = "the upstream refuses access";
+                self.stale_or(cap, &row, want, (StaleReason::Refused, text), error)
+                    .await
+            }
+            Verdict::Unknown(error) => {
+                let text = "the upstream could not be asked";
+                self.stale_or(cap, &row, want, (StaleReason::Unreachable, text), error)
+                    .await
+            }
+        }
+    }
+
+    /// Asks, at most for as long as a client with a stale answer in hand may wait. An upstream that was silent the last
+    /// time is asked without anybody waiting for it.
+    async fn check(&self, cap: &ReadCap, tag: &Tag, row: &Arc<TagRow>) -> Verdict {
+        let key = (cap.repo().clone(), tag.clone());
+        let ask = || {
+            ask(
+                Arc::clone(&self.0),
+                cap.clone(),
+                tag.clone(),
+                Arc::clone(row),
+            )
+        };
+        let flight = self.0.checks.join(&key, ask);
+        let stale_is_there = may_serve_stale(row, &cap.upstream().policy, self.0.clock.now());
+        let silent = cap
+            .upstream()
+            .endpoints
+            .iter()
+            .all(|endpoint| !endpoint.responsive());
+        let patience = if silent && stale_is_there {
+            AT_ONCE
+        } else {
+            cap.upstream().timeouts.tag_check
+        };
+        let verdict = tokio::time::timeout(patience, flight.answer).await;
+        let timeout =
+            || Verdict::Unknown(PullError::Timeout("the tag check took too long".to_owned()));
+        verdict.map_or_else(
+            |_| timeout(),
+            |answer| answer.unwrap_or_else(|| Verdict::Unknown(interrupted())),
+        )
+    }
+
+    async fn by_digest_or_stale(
+        &self,
+        cap: &ReadCap,
+        row: &TagRow,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        match self.held(cap, &row.digest, want).await {
+            Some(answer) => Ok(answer),
+            None => self
+                .fetch(cap, &ManifestRef::Digest(row.digest))
+                .await
+                .map(|answer| trim(answer, want)),
+        }
+    }
+
+    /// A HEAD is answered with what the upstream's HEAD said: a GET costs there. A GET fetches the new manifest, and
+    /// only then does the tag move.
+    async fn moved(
+        &self,
+        cap: &ReadCap,
+        tag: &Tag,
+        row: &TagRow,
+        want: Want,
+        (head, origin): (&ManifestHead, &str),
+    ) -> Result<ManifestAnswer, PullError> {
+        let by_tag = ManifestRef::Tag(tag.clone());
+        if let Some(answer) = self.from_head(cap, &by_tag, head, origin).await
+            && want == Want::Head
+        {
+            return Ok(answer);
+        }
+        let reference = head.digest.map_or(by_tag, ManifestRef::Digest);
+        let fetched = match head.digest {
+            Some(digest) => match self.held(cap, &digest, want).await {
+                Some(answer) => Ok(answer),
+                None => self.fetch(cap, &reference).await,
+            },
+            None => self.fetch(cap, &reference).await,
+        };
+        match fetched {
+            Ok(answer) => Ok(trim(answer, want)),
+            Err(error) => {
+                let text = "the tag has moved, but its new manifest could not be fetched";
+                self.stale_or(cap, row, want, (StaleReason::Unreachable, text), error)
+                    .await
+            }
+        }
+    }
+
+    async fn stale_or(
+        &self,
+        cap: &ReadCap,
+        row: &TagRow,
+        want: Want,
+        (reason, text): (StaleReason, &str),
+        error: PullError,
+    ) -> Result<ManifestAnswer, PullError> {
+        if !may_serve_stale(row, &cap.upstream().policy, self.0.clock.now()) {
+            return Err(error);
+        }
+        let answer = self.stale(cap, row, want, text).await.map_err(|_| error)?;
+        self.0.metrics.stale(reason);
+        Ok(answer)
+    }
+
+    /// What is held, with a warning. A tag that moved just before an outage must not replace a complete image by a
+    /// name: where nothing that the new manifest names is here, the previous one is answered.
+    pub(super) async fn stale(
+        &self,
+        cap: &ReadCap,
+        row: &TagRow,
+        want: Want,
+        text: &str,
+    ) -> Result<ManifestAnswer, PullError> {
+        let mut candidates = vec![row.digest];
+        if let Some(previous) = row.previous
+            && !self.is_usable(cap, row).await
+        {
+            candidates.insert(0, previous);
+        }
+        for digest in candidates {
+            if let Some(answer) = self.held(cap, &digest, want).await {
+                let minutes =
+                    age(row.checked, self.0.clock.now()).map_or(0, |age| age.as_secs() / 60);
+                let warning = format!("{text}; this answer was last confirmed {minutes} min ago");
+                return Ok(ManifestAnswer {
+                    outcome: Outcome::Stale,
+                    warning: Some(warning),
+                    ..answer
+                });
+            }
+        }
+        Err(PullError::NotFound(Kind::Manifest))
+    }
+
+    /// Is anything here of what the tag's manifest names?
+    async fn is_usable(&self, cap: &ReadCap, row: &TagRow) -> bool {
+        let Some(manifest) = known(self.0.index.manifest(cap.repo(), &row.digest).await) else {
+            return false;
+        };
+        for child in &manifest.children {
+            let blob = known(self.0.index.blob(&child.digest).await);
+            if blob.is_some_and(|blob| blob.state == BlobState::Present) {
+                return true;
+            }
+        }
+        manifest.children.is_empty()
+    }
+}
+
+fn trim(answer: ManifestAnswer, want: Want) -> ManifestAnswer {
+    if want == Want::Body {
+        answer
+    } else {
+        ManifestAnswer {
+            body: None,
+            ..answer
+        }
+    }
+}
+
+/// The check itself: outlives the client that caused it, and notes what it learns.
+async fn ask(shared: Arc<Shared>, cap: ReadCap, tag: Tag, row: Arc<TagRow>) -> Verdict {
+    let verdict = question(&cap, &tag, &row).await;
+    let now = shared.clock.now();
+    let result = match &verdict {
+        Verdict::Confirmed => {
+            let row = TagRow {
+                checked: now,
+                missing_since: None,
+                ..(*row).clone()
+            };
+            shared.put_tag(&cap, &tag, Arc::new(row)).await;
+            shared.set_refused(&cap, false).await;
+            CheckResult::Confirmed
+        }
+        Verdict::Moved { .. } => CheckResult::Moved,
+        Verdict::Missing => {
+            // A 404 is an answer: it is not asked for again before its time.
+            let missing_since = row.missing_since.or(Some(now));
+            shared
+                .put_tag(
+                    &cap,
+                    &tag,
+                    Arc::new(TagRow {
+                        checked: now,
+                        missing_since,
+                        ..(*row).clone()
+                    }),
+                )
+                .await;
+            CheckResult::Missing
+        }
+        Verdict::Refused(error) => {
+            tracing::warn!(repo = %cap.repo(), %error, "the upstream refuses what it served before");
+            shared.set_refused(&cap, true).await;
+            CheckResult::Refused
+        }
+        Verdict::Unknown(_) => CheckResult::Failed,
+    };
+    shared.metrics.checked(result);
+    verdict
+}
+
+async fn question(cap: &ReadCap, tag: &Tag, row: &TagRow) -> Verdict {
+    let total = cap.upstream().timeouts.tag_check;
+    let call = Call {
+        priority: Priority::Interactive,
+        identity: Identity::Configured,
+        step: total,
+        total,
+    };
+    let (repository, reference) = (cap.repo().repository(), ManifestRef::Tag(tag.clone()));
+    let (reference, etag) = (&reference, row.etag.as_deref());
+    let asked = failover::first(cap.upstream(), false, |endpoint| async move {
+        endpoint
+            .head_manifest(call, repository, reference, etag)
+            .await
+    });
+    let answer = match asked.await {
+        Ok(answer) => answer,
+        Err(failure) => {
+            return match pull_error(&failure, Kind::Manifest) {
+                PullError::NotFound(_) => Verdict::Missing,
+                error @ PullError::Refused(_) => Verdict::Refused(error),
+                error => Verdict::Unknown(error),
+            };
+        }
+    };
+    let origin = cap.upstream().endpoints[answer.endpoint].url();
+    match answer.value {
+        Checked::NotModified => Verdict::Confirmed,
+        Checked::Head(head) if head.digest == Some(row.digest) => Verdict::Confirmed,
+        Checked::Head(_) if !may_move(cap.upstream(), answer.endpoint) => Verdict::Unknown(
+            PullError::BadGateway("only a mirror could be asked, which may lag behind".to_owned()),
+        ),
+        Checked::Head(head) => Verdict::Moved {
+            head,
+            origin: origin.into(),
+        },
+    }
+}
+
+/// Only the first healthy endpoint moves a known tag; a mirror that lags must not move it backwards.
+fn may_move(upstream: &Upstream, endpoint: usize) -> bool {
+    upstream.endpoints[..endpoint]
+        .iter()
+        .all(|before| before.available().is_err())
+}
+
+impl Shared {
+    /// Notes that a repository which we read anonymously was made private, or is readable again. The grace period is
+    /// the business of `access`. A refused credential of our own says nothing about the public.
+    async fn set_refused(&self, cap: &ReadCap, refused: bool) {
+        let repo = cap.repo();
+        let ours = cap
+            .upstream()
+            .endpoints
+            .iter()
+            .any(|one| !one.credential_id(repo.repository()).is_anonymous());
+        if ours {
+            return;
+        }
+        let now = self.clock.now();
+        let before = known(self.index.visibility(repo).await);
+        let since = before.as_ref().and_then(|row| row.refused_since);
+        if refused == since.is_some() {
+            return;
+        }
+        let row = VisibilityRow {
+            public: true,
+            checked: now,
+            refused_since: refused.then_some(now),
+        };
+        if let Err(error) = self.index.put_visibility(repo, row).await {
+            tracing::warn!(%repo, %error, "the index did not take a repository's visibility");
+        }
+    }
+}
+
+/// Long enough for an answer that is there already.
+const AT_ONCE: Duration = Duration::ZERO;
