@@ -7,9 +7,11 @@
 //! | URLs that print without their secrets | [`redacted`] |
 //! | sizes and shares as Kubernetes writes them | [`quantity`] |
 //! | what makes a node's runtime ask the cache first | [`mirror_config`] |
+//! | JSON bodies of the admin API | [`admin`] |
 //!
 //! Without features this crate knows no runtime, no HTTP and no database.
 
+pub mod admin;
 pub mod mirror_config;
 pub mod oci;
 #[cfg(feature = "process")]

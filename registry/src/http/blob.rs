@@ -1,0 +1,129 @@
+//! GET and HEAD of a blob (end-2): streamed while it arrives, whole or in part.
+
+use coral_schema::oci::{Digest, media_type};
+use http::header::{ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+
+use super::answer::{Answer, Content, EntityTag};
+use super::error::Failure;
+use super::range::{Wanted, wanted};
+use super::{Asked, Http};
+use crate::access::Probe;
+use crate::pull::{BlobAnswer, BlobHead, PullError};
+
+/// A range matters for a GET only (RFC 9110, section 14.2).
+pub(super) async fn blob(
+    http: &Http,
+    asked: &mut Asked<'_>,
+    path: &str,
+    digest: &Digest,
+) -> Result<Answer, Failure> {
+    let cap = http.admit(asked, path, Probe::Blob(digest)).await?;
+    let tag = EntityTag::of(digest);
+    if tag.is_held(asked.headers) {
+        let head = http.puller.head_blob(&cap, digest).await?;
+        let mut answer = Answer::new(StatusCode::NOT_MODIFIED, head.outcome);
+        answer.set_digest(&tag, true);
+        return Ok(answer);
+    }
+    if asked.head {
+        let head = http.puller.head_blob(&cap, digest).await?;
+        return Ok(head_answer(head, &tag));
+    }
+    let range = match wanted(asked.headers, tag.as_bytes()) {
+        Wanted::Whole => None,
+        Wanted::Part(range) => Some(range),
+        Wanted::Nothing => {
+            let BlobHead { size, .. } = http.puller.head_blob(&cap, digest).await?;
+            return Err(PullError::RangeNotSatisfiable { size }.into());
+        }
+    };
+    let blob = http.puller.blob(&cap, digest, range).await?;
+    Ok(get_answer(blob, &tag))
+}
+
+fn head_answer(head: BlobHead, tag: &EntityTag) -> Answer {
+    let mut answer = Answer::new(StatusCode::OK, head.outcome);
+    set_headers(&mut answer, tag);
+    answer.set_length(head.size);
+    answer
+}
+
+fn get_answer(blob: BlobAnswer, tag: &EntityTag) -> Answer {
+    let mut answer = Answer::new(StatusCode::OK, blob.outcome);
+    set_headers(&mut answer, tag);
+    match (blob.range, blob.size) {
+        (Some((first, last)), size) => {
+            answer.status = StatusCode::PARTIAL_CONTENT;
+            let size = size.map_or("*".to_owned(), |size| size.to_string());
+            let range = HeaderValue::try_from(format!("bytes {first}-{last}/{size}"));
+            let range = range.expect("digits are valid in a header");
+            answer.headers.insert(CONTENT_RANGE, range);
+            answer.set_length(last - first + 1);
+        }
+        (None, Some(size)) => answer.set_length(size),
+        (None, None) => {}
+    }
+    answer.set_content(Content::Stream(blob.body));
+    answer
+}
+
+fn set_headers(answer: &mut Answer, tag: &EntityTag) {
+    answer.set_digest(tag, true);
+    let headers = &mut answer.headers;
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(media_type::OCTET_STREAM),
+    );
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull::Outcome;
+    use futures::StreamExt as _;
+    use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
+
+    fn blob(size: Option<u64>, range: Option<(u64, u64)>) -> Answer {
+        let blob = BlobAnswer {
+            size,
+            range,
+            body: futures::stream::empty().boxed(),
+            outcome: Outcome::Join,
+        };
+        get_answer(blob, &EntityTag::of(&Digest::sha256(b"")))
+    }
+
+    #[test]
+    fn whole() {
+        let answer = blob(Some(10), None);
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers[CONTENT_LENGTH], "10");
+        assert_eq!(answer.headers[ACCEPT_RANGES], "bytes");
+        assert_eq!(answer.headers[CACHE_CONTROL], "max-age=31536000, immutable");
+        assert!(!answer.headers.contains_key(CONTENT_RANGE));
+
+        let head = BlobHead {
+            size: 10,
+            outcome: Outcome::Hit,
+        };
+        let head = head_answer(head, &EntityTag::of(&Digest::sha256(b"")));
+        assert_eq!(head.headers, answer.headers);
+    }
+
+    #[test]
+    fn part() {
+        let answer = blob(Some(10), Some((2, 9)));
+        assert_eq!(answer.status, StatusCode::PARTIAL_CONTENT);
+        assert_eq!(answer.headers[CONTENT_RANGE], "bytes 2-9/10");
+        assert_eq!(answer.headers[CONTENT_LENGTH], "8");
+    }
+
+    #[test]
+    fn an_unknown_length_is_not_announced() {
+        let answer = blob(None, None);
+        assert!(!answer.headers.contains_key(CONTENT_LENGTH));
+        assert_eq!(answer.length, None);
+    }
+}
