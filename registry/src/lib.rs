@@ -1,11 +1,14 @@
 //! A pull-through caching OCI registry.
 
 pub mod access;
+pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod http;
 pub mod index;
 pub mod name;
 pub mod pull;
 pub mod server;
 pub mod store;
+pub mod transfer;
 pub mod upstream;
