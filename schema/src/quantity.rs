@@ -86,8 +86,12 @@ pub struct RatioError;
 
 impl Ratio {
     /// `None` above 100.
-    pub fn from_percent(percent: u8) -> Option<Self> {
-        (percent <= 100).then_some(Self(percent))
+    pub const fn from_percent(percent: u8) -> Option<Self> {
+        if percent <= 100 {
+            Some(Self(percent))
+        } else {
+            None
+        }
     }
 
     /// Percent, 0 to 100.
