@@ -4,6 +4,7 @@ pub mod access;
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod config;
 pub mod http;
 pub mod index;
 pub mod name;

@@ -1,0 +1,54 @@
+//! What is valid, but may not be what the administrator wants. Pure.
+
+use coral_schema::mirror_config::HostPort;
+
+use super::Config;
+use crate::upstream::{UpstreamConfig, VisibilityMode};
+
+/// Sentences for the log.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let is_open = !config.listen.ip().is_loopback();
+    if config.address.is_none() && config.listen.ip().is_unspecified() {
+        warnings.push(format!(
+            "address is not set, so mirror settings and redirects name {}; set it to what clients can reach",
+            HostPort::from(config.listen)
+        ));
+    }
+    if !config.admin.listen.ip().is_loopback() {
+        warnings.push(format!(
+            "admin.listen is {}: whoever reaches it can delete images and start downloads",
+            config.admin.listen
+        ));
+    }
+    for upstream in &config.upstreams {
+        warnings.extend(upstream_warnings(upstream, is_open));
+    }
+    warnings
+}
+
+fn upstream_warnings(upstream: &UpstreamConfig, is_open: bool) -> Vec<String> {
+    let name = &upstream.name;
+    let has_login = !upstream.credentials.is_empty();
+    let mut warnings = Vec::new();
+    match upstream.policy.visibility {
+        VisibilityMode::Shared if is_open => warnings.push(format!(
+            "upstreams.\"{name}\".visibility is shared: whoever reaches this cache can read what its credentials can"
+        )),
+        VisibilityMode::Public if has_login => warnings.push(format!(
+            "upstreams.\"{name}\".visibility is public: everybody can read what its credentials can, private images too"
+        )),
+        VisibilityMode::Auto | VisibilityMode::Public | VisibilityMode::Shared => {}
+    }
+    if upstream.tls.insecure_skip_verify {
+        warnings.push(format!(
+            "upstreams.\"{name}\".tls.insecureSkipVerify is true: anybody on the way can read its credentials and move its tags"
+        ));
+    }
+    if has_login && upstream.endpoints.iter().any(|url| url.scheme() == "http") {
+        warnings.push(format!(
+            "upstreams.\"{name}\" sends its credentials over plain HTTP: anybody on the way can read them"
+        ));
+    }
+    warnings
+}
