@@ -14,9 +14,9 @@ use super::limit::Budget;
 use super::{ByteRange, ManifestHead};
 
 /// How long a budget without a window is believed.
-const DEFAULT_WINDOW: Duration = Duration::from_secs(3600);
+const DEFAULT_WINDOW: Duration = Duration::from_hours(1);
 /// Longest window that is believed.
-const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_WINDOW: Duration = Duration::from_hours(24);
 
 /// The text of a header, if it is text.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -145,7 +145,7 @@ pub(super) fn next_link(headers: &HeaderMap) -> Option<&str> {
             while let Some((_, link)) = rest.split_once('<') {
                 let (target, parameters) = link.split_once('>')?;
                 let own = parameters
-                    .split_once(",")
+                    .split_once(',')
                     .map_or(parameters, |(own, _)| own);
                 let is_next = own.split(';').any(|parameter| {
                     parameter
@@ -258,7 +258,7 @@ mod tests {
         let expected = Budget {
             limit: Some(100),
             remaining: 76,
-            until: now + Duration::from_secs(21600),
+            until: now + Duration::from_hours(6),
         };
         assert_eq!(budget(&headers(&lines), now), Some(expected));
         assert_eq!(

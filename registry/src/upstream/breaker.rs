@@ -16,7 +16,7 @@ const TIMEOUTS: u32 = 3;
 /// How long it stays open at first.
 pub(super) const FIRST_OPEN: Duration = Duration::from_secs(5);
 /// How long at most.
-const LONGEST_OPEN: Duration = Duration::from_secs(60);
+const LONGEST_OPEN: Duration = Duration::from_mins(1);
 /// A probe has this long; one that did not report within it is lost.
 pub(super) const PROBE: Duration = Duration::from_secs(2);
 

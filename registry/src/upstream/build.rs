@@ -24,7 +24,7 @@ use super::{Endpoint, Upstream, UpstreamConfig, UpstreamMetrics};
 /// Docker Hub's token service, which may always receive Docker Hub's credentials.
 const DOCKER_HUB_REALM: &str = "auth.docker.io";
 /// Idle connections are kept this long: shorter than the 90 s and more after which servers and NATs forget them.
-const KEEP_IDLE: Duration = Duration::from_secs(60);
+const KEEP_IDLE: Duration = Duration::from_mins(1);
 /// How a dead HTTP/2 connection is found while requests wait on it.
 const HTTP2_PING: Duration = Duration::from_secs(10);
 /// HTTP/2 windows of a stream and of a connection, bytes: fixed, since adaptive ones get connections cut.

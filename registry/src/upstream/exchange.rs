@@ -87,9 +87,9 @@ impl Attempt<'_> {
 
     async fn authorized(&self, request: &Request) -> Result<(Response, Tried), UpstreamErrorKind> {
         let mut spent = Spent::default();
-        let mut sent = self.expected_authorization().await?;
+        let mut authorization = self.expected_authorization().await?;
         loop {
-            let (response, tried) = match self.follow(request, sent.as_ref()).await {
+            let (response, tried) = match self.follow(request, authorization.as_ref()).await {
                 Ok((response, true)) => {
                     let tried = Tried::Registry(response.status().as_u16());
                     (response, tried)
@@ -107,10 +107,12 @@ impl Attempt<'_> {
             match spent.next(tried) {
                 Next::Take => return Ok((response, tried)),
                 Next::Again => {}
-                Next::Authenticate => match self.answer_challenge(&response, sent).await? {
-                    Some(authorization) => sent = Some(authorization),
-                    None => return Ok((response, tried)),
-                },
+                Next::Authenticate => {
+                    match self.answer_challenge(&response, authorization).await? {
+                        Some(next) => authorization = Some(next),
+                        None => return Ok((response, tried)),
+                    }
+                }
             }
         }
     }

@@ -75,7 +75,7 @@ fn is_answer(kind: &UpstreamErrorKind) -> bool {
     )
 }
 
-/// Asks the endpoints in order: the next one after [`PATIENCE`] or at once when one failed. The first success wins,
+/// Asks the endpoints in order: the next one after 3 s of silence or at once when one failed. The first success wins,
 /// and the others are dropped. With `only_ready`, for who holds a stale answer, endpoints that are left alone or did
 /// not answer lately are not asked.
 pub async fn first<'a, T, F>(

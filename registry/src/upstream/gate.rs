@@ -15,9 +15,9 @@ use super::{Limits, Priority, UpstreamErrorKind};
 /// When to try again if our own queue is full: a few downloads may have ended by then.
 const QUEUE_RETRY: Duration = Duration::from_secs(2);
 /// When background work may look again whether the upstream's budget allows it.
-const BUDGET_RETRY: Duration = Duration::from_secs(60);
+const BUDGET_RETRY: Duration = Duration::from_mins(1);
 /// Clients are refused for at most this long after a 429: then one of them finds out.
-const CLIENT_WAIT: Duration = Duration::from_secs(60);
+const CLIENT_WAIT: Duration = Duration::from_mins(1);
 /// A call that is dropped after so long a silence counts as a timeout: its caller lost patience, or another endpoint
 /// was faster.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -278,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn h13_background_stops_before_the_upstreams_budget_is_used_up() {
         let gate = gate(LIMITS);
-        let until = Instant::now() + Duration::from_secs(21600);
+        let until = Instant::now() + Duration::from_hours(6);
         gate.learn(Budget {
             limit: Some(100),
             remaining: 20,
@@ -294,7 +294,7 @@ mod tests {
                 .is_ok()
         );
         assert_eq!(gate.remaining(), Some(20));
-        tokio::time::advance(Duration::from_secs(21600)).await;
+        tokio::time::advance(Duration::from_hours(6)).await;
         assert!(
             turn(&gate, Kind::HeadManifest, Priority::Background)
                 .await

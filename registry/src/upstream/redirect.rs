@@ -28,12 +28,11 @@ pub(super) fn near(address: IpAddr) -> Option<Near> {
         IpAddr::V4(v4) if v4.is_link_local() || v4.is_multicast() || v4.is_broadcast() => {
             Some(Near::Link)
         }
-        IpAddr::V4(_) => None,
         IpAddr::V6(v6) if v6.is_loopback() || v6.is_unspecified() => Some(Near::Loopback),
         IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast() || v6 == AWS_METADATA => {
             Some(Near::Link)
         }
-        IpAddr::V6(_) => None,
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
 

@@ -8,7 +8,7 @@ use super::UpstreamErrorKind;
 use super::breaker::Outcome;
 
 /// Longest `Retry-After` that is believed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// What one try led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,12 +96,11 @@ pub(super) fn outcome(error: Option<&UpstreamErrorKind>) -> Option<Outcome> {
 /// `Retry-After` (RFC 9110, section 10.2.3): seconds or a date, at most an hour.
 pub(super) fn retry_after(header: Option<&str>, now: Timestamp) -> Option<Duration> {
     let header = header?.trim();
-    let wait = match header.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::parse(header).ok()?.timestamp();
-            Duration::try_from(date.duration_since(now)).unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = header.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = jiff::fmt::rfc2822::parse(header).ok()?.timestamp();
+        Duration::try_from(date.duration_since(now)).unwrap_or_default()
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }

@@ -61,11 +61,11 @@ pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Reply 
 
 /// The same, without a length of its own.
 pub(super) fn head(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
-    let lines: String = headers
+    let lines: Vec<_> = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
-    format!("HTTP/1.1 {status} x\r\n{lines}\r\n{body}").into_bytes()
+    format!("HTTP/1.1 {status} x\r\n{}\r\n{body}", lines.concat()).into_bytes()
 }
 
 pub(super) struct Fake {

@@ -87,7 +87,7 @@ impl Endpoint for Named {
 
 /// `good` answers at once, `missing` says 404, `slow` answers after 5 s, `dead` fails at once, `silent` never answers.
 async fn ask(names: &[&'static str], only_ready: bool) -> Result<Answer<()>, Failure> {
-    let named = |name: &&'static str| -> Arc<dyn Endpoint> {
+    let fake = |name: &&'static str| -> Arc<dyn Endpoint> {
         Arc::new(Named {
             name,
             responsive: *name != "silent",
@@ -96,7 +96,7 @@ async fn ask(names: &[&'static str], only_ready: bool) -> Result<Answer<()>, Fai
     let config = config("http://unused.example");
     let upstream = Upstream {
         name: config.name,
-        endpoints: names.iter().map(named).collect(),
+        endpoints: names.iter().map(fake).collect(),
         timeouts: config.timeouts,
         policy: config.policy,
     };

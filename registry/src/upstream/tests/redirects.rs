@@ -95,14 +95,13 @@ async fn h18_an_expired_url_goes_back_to_the_registry(
     )
     .await;
     assert_eq!(fake.seen().len(), 2);
-    match error {
-        Some(error) => assert_eq!(result.unwrap_err(), error),
-        None => {
-            let stream = result.unwrap();
-            assert_eq!((stream.start, stream.total), (3, Some(7)));
-            assert_eq!(bytes(stream).await.unwrap(), b"tent");
-        }
+    if let Some(error) = error {
+        assert_eq!(result.unwrap_err(), error);
+        return;
     }
+    let stream = result.unwrap();
+    assert_eq!((stream.start, stream.total), (3, Some(7)));
+    assert_eq!(bytes(stream).await.unwrap(), b"tent");
 }
 
 #[tokio::test]
