@@ -1,0 +1,184 @@
+//! containerd through `hosts.toml`, pulled by `crictl` as the kubelet would.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::clients::{Client, assert_cold_warm_and_cut_off};
+use crate::coral::{Config, Coral, UPSTREAM};
+use crate::harness::{self, Process};
+use crate::images::Image;
+use crate::upstream::{Upstream, seed};
+
+/// Nothing listens there: a pull that falls back fails.
+const NOWHERE: &str = "http://127.0.0.1:9";
+
+/// Which containerd, and how it fetches layers.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// 2.4, one request per layer.
+    Current,
+    /// 2.4 in parallel: open-ended ranges of one layer, each dropped in mid-body.
+    Parallel,
+    /// Debian's 1.6.
+    Old,
+}
+
+/// A containerd with root, state and sockets of its own.
+pub(crate) struct Containerd {
+    socket: PathBuf,
+    _daemon: Process,
+    _folder: TempDir,
+}
+
+impl Containerd {
+    /// Starts it with our registry as the mirror of the upstream, and `server` as what it falls back to.
+    pub(crate) async fn start(kind: Kind, coral: &Coral, server: &str) -> Self {
+        let folder = harness::scratch();
+        let hosts = folder.path().join("certs.d").join(UPSTREAM);
+        std::fs::create_dir_all(&hosts).unwrap();
+        let mirror = format!(
+            "server = \"{server}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+            coral.address()
+        );
+        harness::write(&hosts, "hosts.toml", &mirror);
+        let socket = folder.path().join("c.sock");
+        let mut command = harness::command(kind.program());
+        command.arg("--config").arg(harness::write(
+            folder.path(),
+            "config.toml",
+            &kind.config(folder.path()),
+        ));
+        let daemon = Process::spawn("containerd", command, &folder.path().join("log"));
+        let containerd = Self {
+            socket,
+            _daemon: daemon,
+            _folder: folder,
+        };
+        harness::eventually("containerd answers", Duration::from_mins(1), async || {
+            containerd.crictl(&["info"]).await.ok()
+        })
+        .await;
+        containerd
+    }
+
+    async fn crictl(&self, arguments: &[&str]) -> Result<String, String> {
+        let socket = format!("unix://{}", self.socket.display());
+        let mut command = harness::command(harness::tool("CORAL_REAL_CRICTL"));
+        command
+            .args([
+                "--runtime-endpoint",
+                &socket,
+                "--image-endpoint",
+                &socket,
+                "--timeout",
+                "120s",
+            ])
+            .args(arguments);
+        harness::run(command).await.result()
+    }
+}
+
+impl Client for Containerd {
+    async fn pull(&self, image: &Image) -> Result<(), String> {
+        let reference = format!("{UPSTREAM}/{}", image.name());
+        // It may not hold the image yet.
+        let _ = self.crictl(&["rmi", &reference]).await;
+        self.crictl(&["pull", &reference]).await?;
+        let shown = self
+            .crictl(&["inspecti", "--output", "json", &reference])
+            .await?;
+        let expected = format!("{UPSTREAM}/{}@{}", image.repository, image.digest());
+        assert!(shown.contains(&expected), "{shown} instead of {expected}");
+        Ok(())
+    }
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Current | Self::Parallel => harness::tool("CORAL_REAL_CONTAINERD"),
+            Self::Old => "containerd".into(),
+        }
+    }
+
+    /// The native snapshotter works on every filesystem, an overlay too.
+    fn config(self, folder: &Path) -> String {
+        let path = folder.display();
+        let common = format!(
+            "root = \"{path}/root\"\nstate = \"{path}/state\"\n[grpc]\naddress = \"{path}/c.sock\"\n\
+             [ttrpc]\naddress = \"{path}/t.sock\"\n"
+        );
+        let buffer = if matches!(self, Self::Parallel) {
+            8 << 20
+        } else {
+            0
+        };
+        match self {
+            Self::Old => format!(
+                "version = 2\n{common}[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"{path}/certs.d\"\n"
+            ),
+            Self::Current | Self::Parallel => format!(
+                "version = 3\n{common}[plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"native\"\n\
+                 max_concurrent_downloads = 3\nconcurrent_layer_fetch_buffer = {buffer}\n\
+                 [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"{path}/certs.d\"\n\
+                 [plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_downloads = 3\n\
+                 concurrent_layer_fetch_buffer = {buffer}\n"
+            ),
+        }
+    }
+}
+
+#[tokio::test]
+async fn containerd_pulls_cold_warm_and_cut_off() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    let containerd = Containerd::start(Kind::Current, &coral, NOWHERE).await;
+    assert_cold_warm_and_cut_off(&containerd, upstream).await;
+}
+
+#[tokio::test]
+async fn an_old_containerd_pulls_cold_warm_and_cut_off() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    let containerd = Containerd::start(Kind::Old, &coral, NOWHERE).await;
+    assert_cold_warm_and_cut_off(&containerd, upstream).await;
+}
+
+#[tokio::test]
+async fn h24_parallel_layer_fetch_is_one_download() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    let containerd = Containerd::start(Kind::Parallel, &coral, NOWHERE).await;
+    assert_cold_warm_and_cut_off(&containerd, upstream).await;
+}
+
+#[tokio::test]
+async fn h40_a_stop_in_mid_pull_is_no_failed_pull_and_no_lost_bytes() {
+    let (slow, fallback) = (Upstream::plain().await, Upstream::plain().await);
+    let mut coral = Coral::start(Config::of(&slow)).await;
+    let containerd = Containerd::start(Kind::Current, &coral, &fallback.url()).await;
+    let image = &seed().await.big;
+
+    let stop_when_it_runs = async {
+        coral.freeze_in_mid_download(&slow).await;
+        coral.terminate();
+        coral.ended().await
+    };
+    let (pull, status) = tokio::join!(containerd.pull(image), stop_when_it_runs);
+    pull.unwrap();
+    assert!(status.success(), "the stop ended with {status}");
+
+    slow.thaw();
+    coral.start_again().await;
+    coral.read_largest(image).await;
+    let (digest, _) = image.largest();
+    let fetches = slow.fetches(digest);
+    assert!(
+        fetches.iter().any(|(status, _)| *status == 206),
+        "the part was not resumed: {fetches:?}"
+    );
+}

@@ -1,0 +1,125 @@
+//! A volume that is full.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::clients::{Client, Crane};
+use crate::coral::{Config, Coral};
+use crate::harness;
+use crate::upstream::{Upstream, seed};
+
+#[tokio::test]
+async fn h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart() {
+    if !rustix::process::geteuid().is_root() {
+        return harness::skip(
+            "h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart",
+            "needs root to mount",
+        );
+    }
+    let mut upstream = Upstream::plain().await;
+    let volume = Volume::mount(180 << 20).await;
+    let ballast = volume.fill_up_to(10 << 20);
+    // A limit above the volume's size: what keeps the store within the disk must not be luck with a default.
+    let config = Config::of(&upstream)
+        .data(&volume.path)
+        .more("store: { maxBytes: 1Gi }\n");
+    let coral = Coral::start(config).await;
+    let image = &seed().await.hundred;
+
+    Crane(&coral).pull(image).await.unwrap();
+    coral.read_largest(image).await;
+    assert!(!coral.holds(image), "a blob of 100 MiB on 10 MiB");
+    let spooled: u64 = coral
+        .parts()
+        .iter()
+        .map(|part| part.metadata().unwrap().len())
+        .sum();
+    assert_eq!(spooled, 0, "something partial stays");
+    assert_eq!(
+        coral.metric("coral_registry_store_degraded").await,
+        Some(1.0)
+    );
+
+    std::fs::remove_file(ballast).unwrap();
+    let recovers = Duration::from_mins(2);
+    harness::eventually("a pull is stored again", recovers, async || {
+        coral.read_largest(image).await;
+        coral.holds(image).then_some(())
+    })
+    .await;
+    Crane(&coral).pull(image).await.unwrap();
+    upstream.stop().await;
+    Crane(&coral).pull(image).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
+    if !rustix::process::geteuid().is_root() {
+        return harness::skip(
+            "a_volume_of_ten_megabytes_passes_a_hundred_through",
+            "needs root to mount",
+        );
+    }
+    let upstream = Upstream::plain().await;
+    let volume = Volume::mount(10 << 20).await;
+    let coral = Coral::start(Config::of(&upstream).data(&volume.path)).await;
+    Crane(&coral).pull(&seed().await.hundred).await.unwrap();
+    assert!(!coral.holds(&seed().await.hundred));
+    Crane(&coral).pull(&seed().await.small).await.unwrap();
+}
+
+/// A tmpfs that is unmounted with this value.
+struct Volume {
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Volume {
+    async fn mount(bytes: u64) -> Self {
+        let folder = harness::scratch();
+        let path = folder.path().join("volume");
+        std::fs::create_dir(&path).unwrap();
+        let mut command = Command::new("mount");
+        command
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={bytes},mode=700"),
+                "tmpfs",
+            ])
+            .arg(&path);
+        harness::run(command).await.result().unwrap();
+        Self {
+            path,
+            _folder: folder,
+        }
+    }
+
+    /// Leaves only so many bytes free; returns the file to delete.
+    fn fill_up_to(&self, left: u64) -> PathBuf {
+        let file = self.path.join("ballast");
+        let free = free_bytes(&self.path);
+        let content = vec![1; usize::try_from(free - left).unwrap()];
+        std::fs::write(&file, content).unwrap();
+        file
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        // Lazily: our registry may still be running when a test fails.
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.path)
+            .status();
+    }
+}
+
+fn free_bytes(path: &Path) -> u64 {
+    let volume = rustix::fs::statvfs(path).unwrap();
+    volume.f_bavail * volume.f_frsize
+}

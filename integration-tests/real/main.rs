@@ -1,0 +1,19 @@
+//! Our release binary between unmodified registries and clients, all real processes on loopback.
+//!
+//! `integration-tests/run` builds what is needed, names it in the environment and starts these tests. Each test owns its
+//! registry, upstream and clients: processes, ports and folders of its own, gone when it ends.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod clients;
+mod containerd;
+mod coral;
+mod disk;
+mod docker;
+mod harness;
+mod images;
+mod kill;
+mod outages;
+mod refusals;
+mod token;
+mod upstream;
