@@ -8,11 +8,14 @@ use tempfile::TempDir;
 use crate::clients::{Client, assert_cold_warm_and_cut_off};
 use crate::coral::{Config, Coral, UPSTREAM};
 use crate::harness::{self, Process};
-use crate::images::Image;
+use crate::images::{ARCHITECTURE, Image};
 use crate::upstream::{Upstream, seed};
 
 /// Nothing listens there: a pull that falls back fails.
 const NOWHERE: &str = "http://127.0.0.1:9";
+
+/// What 2.4 reads of one range before it drops it, in bytes.
+const PARALLEL_BUFFER: u32 = 8 << 20;
 
 /// Which containerd, and how it fetches layers.
 #[derive(Clone, Copy)]
@@ -126,7 +129,9 @@ impl Kind {
                  max_concurrent_downloads = 3\nconcurrent_layer_fetch_buffer = {buffer}\n\
                  [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"{path}/certs.d\"\n\
                  [plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_downloads = 3\n\
-                 concurrent_layer_fetch_buffer = {buffer}\n"
+                 concurrent_layer_fetch_buffer = {buffer}\n\
+                 [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n\
+                 platform = \"linux/{ARCHITECTURE}\"\nsnapshotter = \"native\"\n"
             ),
         }
     }
@@ -153,6 +158,12 @@ async fn h24_parallel_layer_fetch_is_one_download() {
     let upstream = Upstream::plain().await;
     let coral = Coral::before(&upstream).await;
     let containerd = Containerd::start(Kind::Parallel, &coral, NOWHERE).await;
+    containerd.pull(&seed().await.big).await.unwrap();
+    let chunks = f64::from(256 << 20) / f64::from(PARALLEL_BUFFER);
+    assert!(
+        coral.metric("coral_registry_requests_total").await > chunks,
+        "it did not fetch in parallel"
+    );
     assert_cold_warm_and_cut_off(&containerd, upstream).await;
 }
 

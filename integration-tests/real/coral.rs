@@ -233,16 +233,18 @@ impl Coral {
         self.process.log()
     }
 
-    /// The value of a metric without labels.
-    pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
+    /// The sum of all samples of a metric, over all labels.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin))
             .await
             .unwrap();
         let metrics = metrics.text().await.unwrap();
-        let line = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-        line.parse().ok()
+        let samples = metrics.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' '])
+                .then(|| rest.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        });
+        samples.sum()
     }
 }
 

@@ -38,10 +38,8 @@ async fn h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart() {
         .map(|part| part.metadata().unwrap().len())
         .sum();
     assert_eq!(spooled, 0, "something partial stays");
-    assert_eq!(
-        coral.metric("coral_registry_store_degraded").await,
-        Some(1.0)
-    );
+    let degraded = coral.metric("coral_registry_store_degraded").await;
+    assert!(degraded > 0.0, "the store does not show as degraded");
 
     std::fs::remove_file(ballast).unwrap();
     let recovers = Duration::from_mins(2);

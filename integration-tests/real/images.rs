@@ -34,6 +34,13 @@ pub(crate) struct Manifest {
     pub(crate) bytes: Bytes,
 }
 
+/// What a daemon on this machine pulls of a multi-platform image.
+pub(crate) const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
 /// The tag of every image.
 pub(crate) const TAG: &str = "1";
 
@@ -78,14 +85,14 @@ impl Draft {
     /// One platform in Docker's older media types.
     pub(crate) fn docker(repository: &'static str, layers: &[usize]) -> Self {
         let mut draft = Self::empty(repository);
-        draft.platform("amd64", DOCKER, layers);
+        draft.platform(ARCHITECTURE, DOCKER, layers);
         draft
     }
 
     /// One platform in OCI media types.
     pub(crate) fn oci(repository: &'static str, layers: &[usize]) -> Self {
         let mut draft = Self::empty(repository);
-        draft.platform("amd64", OCI, layers);
+        draft.platform(ARCHITECTURE, OCI, layers);
         draft
     }
 
