@@ -109,11 +109,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Lazily: our registry may still be running when a test fails.
-        let _ = Command::new("umount")
-            .arg("--lazy")
-            .arg(&self.path)
-            .status();
+        harness::unmount(&self.path);
     }
 }
 

@@ -14,7 +14,14 @@ pub(crate) struct Docker {
     socket: PathBuf,
     _daemon: Process,
     _containerd: Process,
-    _folder: TempDir,
+    folder: TempDir,
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        // The daemon binds its data folder to itself, and is killed too fast to undo that.
+        harness::unmount(&self.folder.path().join("data"));
+    }
 }
 
 impl Docker {
@@ -53,7 +60,7 @@ impl Docker {
             socket,
             _daemon: daemon,
             _containerd: containerd,
-            _folder: folder,
+            folder,
         }
     }
 

@@ -219,6 +219,16 @@ pub(crate) fn skip(test: &str, reason: &str) {
     writeln!(skips, "{test} {reason}").unwrap();
 }
 
+/// Takes a mount out of the way of the folder's removal, even while a process still uses it.
+pub(crate) fn unmount(path: &Path) {
+    // Nothing is mounted there when a test failed early.
+    let _ = Command::new("umount")
+        .arg("--lazy")
+        .arg(path)
+        .stderr(Stdio::null())
+        .status();
+}
+
 /// A file of the given content in the folder.
 pub(crate) fn write(folder: &Path, name: &str, content: &str) -> PathBuf {
     let path = folder.join(name);
