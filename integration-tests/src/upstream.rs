@@ -147,7 +147,11 @@ impl Upstream {
 
     /// The second address, with scheme.
     pub fn cdn_url(&self) -> String {
-        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.shared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         format!("{scheme}://{}", self.cdn.address)
     }
 
@@ -185,13 +189,18 @@ impl Upstream {
     /// Points a tag at these manifests, one after the other with each request, from the start again at the end.
     pub fn tag(&self, repository: &str, tag: &str, manifests: impl IntoIterator<Item = Digest>) {
         let manifests = manifests.into_iter().collect();
-        self.shared.library().repository(repository).tag(tag, manifests);
+        self.shared
+            .library()
+            .repository(repository)
+            .tag(tag, manifests);
     }
 
     /// Forgets a tag, a manifest or a blob.
     pub fn remove(&self, repository: &str, reference: impl ToString) {
         let mut library = self.shared.library();
-        library.repository(repository).remove(&reference.to_string());
+        library
+            .repository(repository)
+            .remove(&reference.to_string());
     }
 
     /// Forgets a repository.

@@ -143,7 +143,10 @@ mod tests {
         let content = Content::generated(1, (2 << 20) + 5);
         let all = content.read_all();
         assert_eq!(all.len() as u64, content.len());
-        assert_eq!(content.chunk((2 << 20) - 2, 100), all[(2 << 20) - 2..2 << 20]);
+        assert_eq!(
+            content.chunk((2 << 20) - 2, 100),
+            all[(2 << 20) - 2..2 << 20]
+        );
         assert_eq!(content.chunk(2 << 20, 100), all[2 << 20..]);
         assert_ne!(all[..100], all[1 << 20..][..100]);
         assert_ne!(Content::generated(2, 100).read_all(), all[..100]);

@@ -72,10 +72,7 @@ impl Answer {
             _ => "UNKNOWN",
         };
         let error = serde_json::json!({ "code": code, "message": "scripted" });
-        Self::json(
-            status,
-            serde_json::json!({ "errors": [error] }).to_string(),
-        )
+        Self::json(status, serde_json::json!({ "errors": [error] }).to_string())
     }
 }
 
@@ -261,8 +258,8 @@ fn referrers(shared: &Shared, settings: &Settings, request: &Request) -> Answer 
     });
     let empty = || super::library::Repository::default().referrers("", None);
     let index = Content::of(found.unwrap_or_else(empty));
-    let answer = Answer::new(200, index)
-        .with("content-type", coral_schema::oci::media_type::OCI_INDEX);
+    let answer =
+        Answer::new(200, index).with("content-type", coral_schema::oci::media_type::OCI_INDEX);
     match artifact_type {
         Some(_) => answer.with("oci-filters-applied", "artifactType"),
         None => answer,

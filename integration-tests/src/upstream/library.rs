@@ -84,7 +84,8 @@ impl Repository {
             .filter_map(|blob| {
                 let manifest = Manifest::parse(&blob.content.read_all(), None).ok()?;
                 let refers = manifest.subject.is_some_and(|s| s.to_string() == digest);
-                let wanted = artifact_type.is_none() || artifact_type == manifest.artifact_type.as_deref();
+                let wanted =
+                    artifact_type.is_none() || artifact_type == manifest.artifact_type.as_deref();
                 (refers && wanted).then(|| {
                     json!({
                         "mediaType": blob.media_type, "digest": blob.digest, "size": blob.size(),

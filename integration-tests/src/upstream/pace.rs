@@ -25,7 +25,10 @@ impl Line {
             false => now,
         };
         let start = busy_until.unwrap_or(earliest).max(earliest);
-        #[expect(clippy::cast_precision_loss, reason = "chunks are far below 2^52 bytes")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "chunks are far below 2^52 bytes"
+        )]
         let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
         let end = start + takes;
         *busy_until = Some(end);

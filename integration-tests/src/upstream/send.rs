@@ -145,8 +145,11 @@ impl Sending {
             };
             let (shared_rate, own_rate) = self.rates(shared);
             let slower = [shared_rate, own_rate].into_iter().flatten().min();
-            let limit = left.min(range.end - position).min(chunk_size(slower) as u64);
-            let limit = usize::try_from(self.before_obstacle(position, limit)).unwrap_or(usize::MAX);
+            let limit = left
+                .min(range.end - position)
+                .min(chunk_size(slower) as u64);
+            let limit =
+                usize::try_from(self.before_obstacle(position, limit)).unwrap_or(usize::MAX);
             let chunk = self.flipped(self.answer.body.chunk(position, limit), position);
             let goes_on = position > range.start;
             let length = chunk.len() as u64;
