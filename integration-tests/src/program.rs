@@ -33,13 +33,14 @@ impl Program {
             .append(true)
             .create(true)
             .open(log)?;
+        let name = command.as_std().get_program().to_owned();
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("starting {:?}", command.as_std().get_program()))?;
+            .with_context(|| format!("starting {}", name.display()))?;
         let id = child.id().context("the program has ended at once")?;
         let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
         Ok(Self {

@@ -12,9 +12,9 @@
 //! let image = Image::new(1, &[1 << 20]);
 //! upstream.publish("library/alpine", "3.20", &image);
 //! let layer = image.layers()[0].digest;
-//! upstream.script(When::blob(layer), [Fault::status(500), Fault::new().cut_after(1000)]);
+//! upstream.script(When::blob(&layer), [Fault::status(500), Fault::new().cut_after(1000)]);
 //! // … pull through the registry under test …
-//! assert_eq!(upstream.requests(&When::blob(layer)), 3);
+//! assert_eq!(upstream.requests(&When::blob(&layer)), 3);
 //! # Ok(()) }
 //! ```
 
@@ -196,7 +196,7 @@ impl Upstream {
     }
 
     /// Forgets a tag, a manifest or a blob.
-    pub fn remove(&self, repository: &str, reference: impl ToString) {
+    pub fn remove(&self, repository: &str, reference: &(impl ToString + ?Sized)) {
         let mut library = self.shared.library();
         library
             .repository(repository)

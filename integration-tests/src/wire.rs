@@ -41,9 +41,10 @@ pub(crate) async fn read_head<R: AsyncRead + Unpin>(
             return Err(malformed("the head is too long"));
         }
         if reader.read_buf(buffer).await? == 0 {
-            return match buffer.is_empty() {
-                true => Ok(None),
-                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            return if buffer.is_empty() {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
             };
         }
     }

@@ -1,6 +1,11 @@
 //! Each fault of the scripted upstream does what it says. A test that trusts a fault which does nothing passes for
 //! the wrong reason; so these come first.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "tests and their helpers fail by panicking"
+)]
+
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -48,7 +53,7 @@ impl Scene {
 
     /// The layer is asked for once with this fault.
     async fn with(&mut self, fault: Fault) -> Reply {
-        let when = When::blob(self.layer().digest);
+        let when = When::blob(&self.layer().digest);
         self.upstream.script(when, [fault]);
         self.get(&[]).await
     }
@@ -125,7 +130,7 @@ async fn serves_an_image_by_tag_digest_and_range() {
 #[tokio::test]
 async fn status_sequences_are_used_up_in_order() {
     let mut scene = Scene::new().await;
-    let when = When::blob(scene.layer().digest);
+    let when = When::blob(&scene.layer().digest);
     let limited = Fault::status(429).header("Retry-After", "7");
     let more = [401, 403, 404, 500].map(Fault::status);
     scene
@@ -337,7 +342,7 @@ async fn redirects_go_anywhere_and_signed_urls_expire() {
 #[tokio::test]
 async fn an_upstream_may_ignore_ranges() {
     let mut scene = Scene::new().await;
-    let when = When::blob(scene.layer().digest);
+    let when = When::blob(&scene.layer().digest);
     scene.upstream.script(when, [Fault::new().ignore_range()]);
     let mut reply = scene.get(&[("range", "bytes=10-19")]).await;
     assert_eq!(reply.status, 200);

@@ -53,7 +53,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(super) fn with(mut self, name: &str, value: &(impl ToString + ?Sized)) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
@@ -96,7 +96,7 @@ pub(super) fn answer(shared: &Shared, request: &Request, ignore_range: bool) -> 
         .admits(&settings.auth, &request.headers, repository);
     if !admitted {
         let challenge = auth::challenge(&settings.auth, &shared.url, repository);
-        return Answer::error(401).with("www-authenticate", challenge.unwrap_or_default());
+        return Answer::error(401).with("www-authenticate", &challenge.unwrap_or_default());
     }
     let answer = match target.kind {
         Kind::Base => Answer::json(200, "{}".to_owned()),
@@ -128,15 +128,16 @@ fn manifest(shared: &Shared, settings: &Settings, request: &Request) -> Answer {
     let etag = format!("\"{}\"", manifest.digest);
     if settings.etags && request.header(header::IF_NONE_MATCH) == Some(&etag) {
         return Answer::new(304, Content::of(""))
-            .with("etag", etag)
-            .with("docker-content-digest", manifest.digest);
+            .with("etag", &etag)
+            .with("docker-content-digest", &manifest.digest);
     }
     let answer = Answer::new(200, manifest.content)
-        .with("content-type", manifest.media_type)
-        .with("docker-content-digest", manifest.digest);
-    match settings.etags {
-        true => answer.with("etag", etag),
-        false => answer,
+        .with("content-type", &manifest.media_type)
+        .with("docker-content-digest", &manifest.digest);
+    if settings.etags {
+        answer.with("etag", &etag)
+    } else {
+        answer
     }
 }
 
@@ -152,7 +153,7 @@ fn blob(shared: &Shared, settings: &Settings, request: &Request, ranges: bool) -
                 "{}/signed/{repository}/{}?X-Signature={signature}",
                 signed_urls.base, blob.digest
             );
-            Answer::new(307, Content::of("")).with("location", location)
+            Answer::new(307, Content::of("")).with("location", &location)
         }
     }
 }
@@ -194,19 +195,19 @@ fn ranged(blob: &Blob, request: &Request, ranges: bool) -> Answer {
     let answer = |status| {
         Answer::new(status, blob.content.clone())
             .with("content-type", "application/octet-stream")
-            .with("docker-content-digest", blob.digest)
+            .with("docker-content-digest", &blob.digest)
             .with("accept-ranges", if ranges { "bytes" } else { "none" })
     };
     match wanted.and_then(|range| parse_range(range, size)) {
         None => answer(200),
         Some(range) if range.is_empty() => {
-            Answer::error(416).with("content-range", format!("bytes */{size}"))
+            Answer::error(416).with("content-range", &format!("bytes */{size}"))
         }
         Some(range) => Answer {
             range: range.clone(),
             ..answer(206).with(
                 "content-range",
-                format!("bytes {}-{}/{size}", range.start, range.end - 1),
+                &format!("bytes {}-{}/{size}", range.start, range.end - 1),
             )
         },
     }
@@ -243,7 +244,7 @@ fn tags(shared: &Shared, settings: &Settings, request: &Request) -> Answer {
         None => answer,
         Some(last) => answer.with(
             "link",
-            format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""),
+            &format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""),
         ),
     }
 }

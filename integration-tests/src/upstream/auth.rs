@@ -59,7 +59,7 @@ impl Default for Bearer {
             realm: None,
             logins: Vec::new(),
             private: Vec::new(),
-            lifetime: Duration::from_secs(300),
+            lifetime: Duration::from_mins(5),
         }
     }
 }

@@ -34,12 +34,12 @@ impl When {
     }
 
     /// Requests for a blob, by its digest; on the registry's own address, not behind a signed URL.
-    pub fn blob(digest: impl ToString) -> Self {
+    pub fn blob(digest: &(impl ToString + ?Sized)) -> Self {
         Self::kind(Kind::Blob).reference(digest)
     }
 
     /// Requests for a manifest, by tag or digest.
-    pub fn manifest(reference: impl ToString) -> Self {
+    pub fn manifest(reference: &(impl ToString + ?Sized)) -> Self {
         Self::kind(Kind::Manifest).reference(reference)
     }
 
@@ -59,7 +59,7 @@ impl When {
 
     /// … for this tag or digest.
     #[must_use]
-    pub fn reference(mut self, reference: impl ToString) -> Self {
+    pub fn reference(mut self, reference: &(impl ToString + ?Sized)) -> Self {
         self.reference = Some(reference.to_string());
         self
     }

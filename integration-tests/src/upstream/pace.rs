@@ -20,9 +20,10 @@ impl Line {
             .busy_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let earliest = match goes_on {
-            true => now.checked_sub(CATCH_UP).unwrap_or(now),
-            false => now,
+        let earliest = if goes_on {
+            now.checked_sub(CATCH_UP).unwrap_or(now)
+        } else {
+            now
         };
         let start = busy_until.unwrap_or(earliest).max(earliest);
         #[expect(

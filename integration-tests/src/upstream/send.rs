@@ -67,9 +67,10 @@ impl Sending {
     ) -> io::Result<Next> {
         connection.wire.write_all(self.head().as_bytes()).await?;
         connection.wire.flush().await?;
-        let next = match self.close {
-            true => Next::Close,
-            false => Next::KeepAlive,
+        let next = if self.close {
+            Next::Close
+        } else {
+            Next::KeepAlive
         };
         if self.head_only || self.answer.status == 304 {
             return Ok(next);
