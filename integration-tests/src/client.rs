@@ -135,6 +135,14 @@ impl Connection {
         Ok(Some(bytes))
     }
 
+    /// Waits until more of a body is there, or the connection has ended.
+    pub async fn ready(&self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            self.stream.peek(&mut [0]).await?;
+        }
+        Ok(())
+    }
+
     /// The whole body in memory.
     pub async fn read_all(&mut self, reply: &mut Reply) -> io::Result<Bytes> {
         let mut all = BytesMut::new();

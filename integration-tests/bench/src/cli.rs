@@ -1,0 +1,169 @@
+//! What to measure, how much of it, and where the programs are.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use coral_integration_tests::registry::Registry;
+
+/// Peer, direct and ours side by side, on loopback.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    /// What to measure.
+    pub(crate) case: Case,
+    /// Small sizes: a look at the program, not at the figures.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Size of the large layer, MiB [default: 1024].
+    #[arg(long)]
+    layer: Option<u64>,
+    /// Size of each of the ten layers of the cold-n image, MiB [default: 20].
+    #[arg(long)]
+    small_layer: Option<u64>,
+    /// Numbers of clients in cold-n [default: 50,200].
+    #[arg(long, value_delimiter = ',')]
+    clients: Vec<usize>,
+    /// Runs of each cold case; the best counts [default: 2].
+    #[arg(long)]
+    runs: Option<usize>,
+    /// Seconds of each load [default: 5].
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Our binary [default: the one built beside this program].
+    #[arg(long, env = "CORAL_REGISTRY_BIN")]
+    ours: Option<PathBuf>,
+    /// The peer: distribution's `registry` [default: the one in the folder of tools].
+    #[arg(long)]
+    distribution: Option<PathBuf>,
+    /// The limit of a hit.
+    #[arg(long, default_value = "/usr/sbin/nginx")]
+    nginx: PathBuf,
+    /// Folder of tools that `integration-tests/run` builds [default: ~/.cache/coral-tools].
+    #[arg(long, env = "CORAL_TOOLS")]
+    tools: Option<PathBuf>,
+}
+
+/// A case of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Case {
+    /// One client, one large layer that nobody has yet.
+    #[value(name = "cold-1")]
+    Cold1,
+    /// Many clients, one image that nobody has yet.
+    ColdN,
+    /// What is held: manifests by digest and tag, blobs.
+    Hit,
+    /// The upstream ends each connection after 64 MiB.
+    Break,
+    /// One bit is wrong.
+    Wrong,
+    /// The upstream refuses, is silent, or says 429.
+    Down,
+    /// 1000 bytes out of a layer that is not held.
+    RangeMiss,
+    /// HEAD of a layer that is not held.
+    HeadMiss,
+    /// Resident memory of the cold cases, alone.
+    Rss,
+    /// Everything.
+    All,
+}
+
+impl Case {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The cases that it stands for. Memory is measured within the cold cases.
+    pub(crate) fn parts(self) -> Vec<Self> {
+        match self {
+            Self::All => vec![
+                Self::Cold1,
+                Self::ColdN,
+                Self::Hit,
+                Self::Break,
+                Self::Wrong,
+                Self::Down,
+                Self::RangeMiss,
+                Self::HeadMiss,
+            ],
+            one => vec![one],
+        }
+    }
+}
+
+/// How much.
+#[derive(Debug, Clone)]
+pub(crate) struct Sizes {
+    /// The large layer, bytes.
+    pub(crate) layer: u64,
+    /// Each of ten layers, bytes.
+    pub(crate) small_layer: u64,
+    pub(crate) clients: Vec<usize>,
+    pub(crate) runs: usize,
+    pub(crate) seconds: u64,
+    /// What an upstream connection carries in `break`, bytes.
+    pub(crate) connection: u64,
+    /// How long a client waits for an answer when the upstream is down, seconds.
+    pub(crate) patience: u64,
+}
+
+/// Where the programs are, when they are there.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub(crate) ours: Option<PathBuf>,
+    pub(crate) distribution: Option<PathBuf>,
+    pub(crate) nginx: Option<PathBuf>,
+}
+
+impl Cli {
+    pub(crate) fn sizes(&self) -> Sizes {
+        let either = |full, quick| if self.quick { quick } else { full };
+        let clients = match (self.clients.as_slice(), self.quick) {
+            ([], false) => vec![50, 200],
+            ([], true) => vec![20],
+            (clients, _) => clients.to_vec(),
+        };
+        let runs = if self.quick { 1 } else { 2 };
+        Sizes {
+            layer: self.layer.unwrap_or(either(1024, 64)) << 20,
+            small_layer: self.small_layer.unwrap_or(either(20, 2)) << 20,
+            clients,
+            runs: self.runs.unwrap_or(runs),
+            seconds: self.seconds.unwrap_or(either(5, 1)),
+            connection: either(64, 8) << 20,
+            patience: either(35, 5),
+        }
+    }
+
+    pub(crate) fn programs(&self) -> Programs {
+        let home = std::env::home_dir().unwrap_or_default();
+        let tools = self.tools.clone();
+        let tools = tools.unwrap_or_else(|| home.join(".cache/coral-tools"));
+        Programs {
+            ours: self.ours.clone().or_else(Registry::built),
+            distribution: self
+                .distribution
+                .clone()
+                .or_else(|| distribution_in(&tools)),
+            nginx: Some(self.nginx.clone()).filter(|path| path.exists()),
+        }
+    }
+}
+
+/// `integration-tests/run` keeps each tool in a folder with its version.
+fn distribution_in(tools: &Path) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(tools).ok()?.flatten();
+    folders
+        .filter(|folder| {
+            folder
+                .file_name()
+                .to_string_lossy()
+                .starts_with("distribution-")
+        })
+        .map(|folder| folder.path().join("registry"))
+        .filter(|path| path.exists())
+        .max()
+}
