@@ -44,15 +44,13 @@ impl Registry {
         Ok(registry)
     }
 
-    /// A built binary: beside the running test or benchmark, release before debug.
+    /// The binary that was built with the same profile as the running test or benchmark, when there is one.
     pub fn built() -> Option<PathBuf> {
         let this = std::env::current_exe().ok()?;
-        let target = this
-            .ancestors()
-            .find(|folder| folder.join("CACHEDIR.TAG").exists())?;
-        ["release", "debug"]
-            .into_iter()
-            .map(|profile| target.join(profile).join("coral-registry"))
+        // Tests are one folder deeper, in `deps`.
+        let folders = this.ancestors().skip(1).take(2);
+        folders
+            .map(|folder| folder.join("coral-registry"))
             .find(|binary| binary.exists())
     }
 

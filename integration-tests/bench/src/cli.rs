@@ -38,9 +38,20 @@ pub(crate) struct Cli {
     /// The limit of a hit.
     #[arg(long, default_value = "/usr/sbin/nginx")]
     nginx: PathBuf,
+    /// Contestants to leave out.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) skip: Vec<Skip>,
     /// Folder of tools that `integration-tests/run` builds [default: ~/.cache/coral-tools].
     #[arg(long, env = "CORAL_TOOLS")]
     tools: Option<PathBuf>,
+}
+
+/// A contestant that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Skip {
+    Ours,
+    Peer,
+    Limit,
 }
 
 /// A case of the benchmark.
@@ -142,13 +153,14 @@ impl Cli {
         let home = std::env::home_dir().unwrap_or_default();
         let tools = self.tools.clone();
         let tools = tools.unwrap_or_else(|| home.join(".cache/coral-tools"));
+        let kept = |contestant, program: Option<PathBuf>| {
+            program.filter(|path| path.exists() && !self.skip.contains(&contestant))
+        };
+        let distribution = self.distribution.clone();
         Programs {
-            ours: self.ours.clone().or_else(Registry::built),
-            distribution: self
-                .distribution
-                .clone()
-                .or_else(|| distribution_in(&tools)),
-            nginx: Some(self.nginx.clone()).filter(|path| path.exists()),
+            ours: kept(Skip::Ours, self.ours.clone().or_else(Registry::built)),
+            distribution: kept(Skip::Peer, distribution.or_else(|| distribution_in(&tools))),
+            nginx: kept(Skip::Limit, Some(self.nginx.clone())),
         }
     }
 }

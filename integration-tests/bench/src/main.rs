@@ -31,12 +31,17 @@ fn main() -> anyhow::Result<ExitCode> {
         writeln!(output, "{note}\n")?;
     }
     let mut table = table::Table::default();
+    let mut failed = false;
     for case in cli.case.parts() {
         writeln!(std::io::stderr(), "{} …", case.name())?;
-        runtime.block_on(bench.run(case, &mut table))?;
+        if let Err(error) = runtime.block_on(bench.run(case, &mut table)) {
+            // The other cases are still worth their rows.
+            writeln!(std::io::stderr(), "{}: {error:#}", case.name())?;
+            failed = true;
+        }
     }
     write!(output, "{}", table.render())?;
-    Ok(if table.is_good() {
+    Ok(if table.is_good() && !failed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
