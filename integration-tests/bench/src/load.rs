@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::pull::ACCEPT;
+
 /// What came of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
@@ -43,7 +45,8 @@ pub(crate) async fn get(
 }
 
 async fn generate(address: SocketAddr, path: &str, lasts: Duration) -> anyhow::Result<Load> {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    let (name, value) = ACCEPT;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n{name}: {value}\r\n\r\n");
     let start = Instant::now();
     let mut connections: FuturesUnordered<_> = (0..CONNECTIONS)
         .map(|_| connection(address, request.as_bytes(), start + lasts))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use coral_integration_tests::client::{Connection, Reply};
 use coral_schema::oci::manifest::ChildKind;
-use coral_schema::oci::{Digest, Manifest};
+use coral_schema::oci::{Digest, Manifest, media_type};
 use http::Method;
 use tokio::time::Instant;
 
@@ -76,7 +76,7 @@ impl Order {
     /// GETs and checks the manifest by tag.
     pub(crate) async fn manifest(&self, session: &mut Session) -> anyhow::Result<Manifest> {
         let path = format!("/v2/{}/manifests/{}", self.repository, self.tag);
-        let mut reply = session.request(Method::GET, &path, &[]).await?;
+        let mut reply = session.request(Method::GET, &path, &[ACCEPT]).await?;
         let bytes = session.connection.read_all(&mut reply).await?;
         ensure!(reply.status == 200, "manifest: {}", reply.status);
         ensure!(
@@ -111,6 +111,9 @@ fn pop(queue: &Mutex<VecDeque<Digest>>) -> Option<Digest> {
     let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
     queue.pop_front()
 }
+
+/// Without it distribution says that there is no such manifest.
+pub(crate) const ACCEPT: (&str, &str) = ("accept", media_type::ACCEPT_MANIFESTS);
 
 /// A connection with the token that it was given.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Bench, MIB, REPOSITORY, Scene, TAG, Who, milliseconds};
 use crate::contestant::Contestant;
-use crate::pull::Session;
+use crate::pull::{ACCEPT, Session};
 use crate::table::{Row, Table};
 
 /// How the upstream is down.
@@ -98,7 +98,7 @@ async fn ask(contestant: &Contestant, path: &str, patience: Duration) -> anyhow:
     for _ in 0..6 {
         let start = Instant::now();
         let asking = async {
-            let mut reply = session.request(Method::GET, path, &[]).await?;
+            let mut reply = session.request(Method::GET, path, &[ACCEPT]).await?;
             session.connection.discard(&mut reply).await?;
             anyhow::Ok(reply.status)
         };

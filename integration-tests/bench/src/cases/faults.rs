@@ -63,7 +63,7 @@ impl Bench {
                     .always(When::blob(&layer), Fault::new().flip_bit(offset));
                 let mut clean = false;
                 for _ in 0..2 {
-                    clean |= ends_cleanly(&scene, &contestant, &layer).await;
+                    clean |= ends_cleanly(&scene, &contestant, &layer).await?;
                 }
                 cells.push(Some(clean));
                 contestant.stop().await?;
@@ -85,15 +85,20 @@ impl Bench {
 }
 
 /// Is the layer, which the upstream has wrong, given to a client as if it were right?
-async fn ends_cleanly(scene: &Scene, contestant: &Contestant, layer: &Digest) -> bool {
+async fn ends_cleanly(
+    scene: &Scene,
+    contestant: &Contestant,
+    layer: &Digest,
+) -> anyhow::Result<bool> {
+    let mut session = Session::open(contestant.address).await?;
+    // Whoever cannot even serve the manifest has not refused the layer.
+    scene.order(contestant, true).manifest(&mut session).await?;
     let asking = async {
-        let mut session = Session::open(contestant.address).await?;
-        scene.order(contestant, true).manifest(&mut session).await?;
         let path = format!("/v2/{REPOSITORY}/blobs/{layer}");
         let mut reply = session.request(Method::GET, &path, &[]).await?;
         session.connection.hash(&mut reply).await?;
         anyhow::Ok(reply.status == 200)
     };
     let asked = tokio::time::timeout(Duration::from_mins(1), asking).await;
-    matches!(asked, Ok(Ok(true)))
+    Ok(matches!(asked, Ok(Ok(true))))
 }
