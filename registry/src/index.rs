@@ -29,13 +29,14 @@ use self::touches::{Clock, Touches};
 use self::worker::Worker;
 use crate::name::RepoKey;
 
-pub use self::blobs::{Claim, EvictionCandidate};
+pub use self::eviction::{Claim, EvictionCandidate};
 pub use self::holds::Publishing;
 pub use self::images::{Image, ImageFilter};
 pub use self::restore::Restored;
 
 mod blobs;
 mod columns;
+mod eviction;
 mod file;
 mod holds;
 mod images;
@@ -175,11 +176,10 @@ impl Index {
         self.0.worker.shared().is_complete()
     }
 
-    /// A rebuild has brought back everything.
-    pub async fn set_complete(&self) -> Result<(), IndexError> {
-        self.0.worker.call(file::mark_complete).await?;
-        self.0.worker.shared().set_complete(true);
-        Ok(())
+    /// A rebuild that began at `replacement` (see [`Index::replacements`]) has brought back everything. `false` when the
+    /// file was lost again since.
+    pub async fn set_complete(&self, replacement: u64) -> Result<bool, IndexError> {
+        self.0.worker.set_complete(replacement).await
     }
 
     /// Counts how often the file was lost and replaced while running. A change asks for a rebuild.

@@ -494,7 +494,9 @@ async fn restoring_fills_gaps_and_overwrites_nothing() {
     assert_eq!(index.tag(&r, &tag("known")).await.unwrap(), Some(known));
     assert_eq!(index.tag(&r, &tag("lost")).await.unwrap(), Some(old));
     assert!(!index.complete());
-    index.set_complete().await.unwrap();
+    assert!(!index.set_complete(1).await.unwrap());
+    assert!(!index.complete());
+    assert!(index.set_complete(0).await.unwrap());
     assert!(index.complete());
     drop(index);
     assert!(bench.open().complete());
@@ -573,9 +575,9 @@ async fn h31_a_file_lost_while_running_is_replaced(#[case] loss: Loss) {
     let index = bench.open();
     let replacements = index.replacements();
     fill(&index).await;
-    index.set_complete().await.unwrap();
+    index.set_complete(0).await.unwrap();
     // Everything out of the log, so that the damage hits what is read.
-    index.0.worker.call(|_| Ok(())).await.unwrap();
+    index.flush().await.unwrap();
     let db = rusqlite::Connection::open(bench.path()).unwrap();
     db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         .unwrap();

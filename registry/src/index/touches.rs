@@ -37,6 +37,12 @@ impl Index {
         self.0.touches.note(*digest, self.now());
     }
 
+    /// From now on the wall clock is wrong by so much more.
+    #[cfg(test)]
+    pub(crate) fn jump(&self, by: jiff::SignedDuration) {
+        self.0.clock.jump(by);
+    }
+
     /// Writes what was touched. Also wakes the writer, which then looks after its file.
     pub(super) async fn flush_touches(&self) -> Result<(), IndexError> {
         let touched = self.0.touches.take();
@@ -71,21 +77,40 @@ pub(super) fn spawn_ticker(tasks: &Tasks, index: Weak<Inner>) {
 
 /// The wall clock, but never backwards: after a jump back it stands nearly still, so the order of uses stays true.
 #[derive(Debug)]
-pub(super) struct Clock(AtomicI64);
+pub(super) struct Clock {
+    /// The last answer, microseconds since 1970.
+    last: AtomicI64,
+    /// By how much a test has set the wall clock.
+    #[cfg(test)]
+    jumped: AtomicI64,
+}
 
 impl Clock {
     pub(super) fn starting_at(latest: Timestamp) -> Self {
-        Self(AtomicI64::new(latest.as_microsecond()))
+        Self {
+            last: AtomicI64::new(latest.as_microsecond()),
+            #[cfg(test)]
+            jumped: AtomicI64::new(0),
+        }
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        self.tick(Timestamp::now())
+        let wall = Timestamp::now();
+        #[cfg(test)]
+        let wall = wall + jiff::SignedDuration::from_micros(self.jumped.load(Ordering::Relaxed));
+        self.tick(wall)
+    }
+
+    #[cfg(test)]
+    pub(super) fn jump(&self, by: jiff::SignedDuration) {
+        let micros = i64::try_from(by.as_micros()).expect("a jump of less than an age");
+        self.jumped.fetch_add(micros, Ordering::Relaxed);
     }
 
     fn tick(&self, wall: Timestamp) -> Timestamp {
         let wall = wall.as_microsecond();
         let last = self
-            .0
+            .last
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
                 Some(wall.max(last.saturating_add(1)))
             })

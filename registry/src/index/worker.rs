@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::file::{IndexFile, database};
+use super::file::{IndexFile, database, mark_complete};
 use super::memory::Memories;
 use super::reader::{self, Read, ReadFailure};
 use super::writer::{Message, Write, Writer};
@@ -108,6 +108,21 @@ impl Worker {
             Ok(answer) => answer.map_err(|_| IndexError::Closed)?,
             Err(_) => Err(IndexError::Busy),
         }
+    }
+
+    /// Marks the file complete, unless it is not the one any more that was current after this many replacements.
+    pub(super) async fn set_complete(&self, replacement: u64) -> Result<bool, IndexError> {
+        let shared = self.shared.clone();
+        self.call(move |db| {
+            // The writer itself exchanges files, never within a batch.
+            let same = *shared.replacements.borrow() == replacement;
+            if same {
+                mark_complete(db)?;
+                shared.set_complete(true);
+            }
+            Ok(same)
+        })
+        .await
     }
 
     /// Asks the file for what a client waits for. A damaged or lost one is replaced, and the new one asked once.

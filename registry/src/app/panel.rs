@@ -1,0 +1,135 @@
+//! What the admin API reads: closures over the parts, none of which waits.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use coral_schema::admin::{ConfigState, ConfigStatus, DiskStatus, IndexState, TransferStatus};
+use coral_schema::mirror_config::{Cache, HostPort, Registry};
+use coral_schema::oci::ImageReference;
+use coral_schema::process::health::Health;
+use coral_schema::process::tasks::Tasks;
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::parts::Opened;
+use crate::access::cap::ReadCap;
+use crate::access::{Access, Probe};
+use crate::admin::Admin;
+use crate::admin::mirror_config::Mirrors;
+use crate::config::Config;
+use crate::config::watch::{ConfigWatch, ReloadState};
+use crate::index::Index;
+use crate::pull::Puller;
+use crate::pull::prefetch::{Admission, Prefetcher};
+use crate::store::Space;
+use crate::transfer::Transfers;
+use crate::upstream::Upstream;
+
+/// What there is to see.
+pub(super) struct View {
+    pub(super) address: SocketAddr,
+    pub(super) is_tls: bool,
+    pub(super) health: Arc<Health>,
+    pub(super) watched: Arc<ConfigWatch>,
+    pub(super) access: Arc<Access>,
+    pub(super) transfers: Transfers,
+    pub(super) puller: Puller,
+}
+
+pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
+    let View { address, is_tls, health, watched, access, transfers, puller } = view;
+    let (state, config) = (watched.state(), watched.config());
+    let index = opened.index.clone();
+    let disk = Disk {
+        index: index.clone(),
+        space: Arc::clone(&opened.space),
+        limit: opened.limit,
+        degraded: opened.evictor.degraded(),
+    };
+    let names = Arc::clone(&access);
+    Admin {
+        ready: Box::new(move || health.not_ready().is_empty()),
+        disk: Box::new(move || disk.read()),
+        config: Box::new(move || config_status(&state.borrow())),
+        upstreams: Box::new(move || upstreams(&names)),
+        transfers: Box::new(move || transfers.list().iter().map(transfer_status).collect()),
+        index_state: Box::new(move || if index.complete() { IndexState::Open } else { IndexState::Rebuilding }),
+        mirrors: Box::new(move || mirrors(&config.borrow(), address, is_tls)),
+        index: opened.index.clone(),
+        prefetcher: Prefetcher::new(admission(access), puller, tasks),
+        started: Timestamp::now(),
+    }
+}
+
+struct Disk {
+    index: Index,
+    space: Arc<Space>,
+    limit: u64,
+    degraded: Gauge,
+}
+
+impl Disk {
+    fn read(&self) -> DiskStatus {
+        DiskStatus {
+            used: self.index.totals().borrow().bytes(),
+            limit: self.limit,
+            free: self.space.recent_volume().free,
+            degraded: self.degraded.get() != 0 || !self.space.may_fill(),
+        }
+    }
+}
+
+fn config_status(state: &ReloadState) -> ConfigStatus {
+    match state {
+        ReloadState::Defaults => ConfigStatus { state: ConfigState::Defaults, error: None },
+        ReloadState::Current => ConfigStatus { state: ConfigState::Current, error: None },
+        ReloadState::Refused(reason) => {
+            ConfigStatus { state: ConfigState::Refused, error: Some(reason.clone()) }
+        }
+    }
+}
+
+fn upstreams(access: &Access) -> Vec<Arc<Upstream>> {
+    access.snapshot().upstreams.values().cloned().collect()
+}
+
+fn transfer_status(status: &crate::transfer::TransferStatus) -> TransferStatus {
+    let progress = &status.progress;
+    let left = progress.size.map(|size| size.saturating_sub(progress.watermark));
+    TransferStatus {
+        digest: status.digest,
+        repository: Some(status.repo.to_string()),
+        size: progress.size,
+        watermark: progress.watermark,
+        rate: status.rate.per_second(),
+        seconds_left: left.and_then(|left| status.rate.seconds_left(left)),
+        readers: status.readers as u64,
+        state: progress.phase.state(),
+    }
+}
+
+fn mirrors(config: &Config, bound: SocketAddr, is_tls: bool) -> Mirrors {
+    let host = |name: &crate::name::UpstreamName| name.as_str().parse::<HostPort>().ok();
+    let registries = config.upstreams.iter().filter_map(|upstream| {
+        let aliases = upstream.aliases.iter().filter_map(host).collect();
+        Some(Registry { host: host(&upstream.name)?, aliases, plain_http: upstream.plain_http })
+    });
+    Mirrors {
+        cache: Cache { address: config.address(bound), tls: is_tls },
+        registries: registries.collect(),
+    }
+}
+
+/// A prefetch may read what a client may.
+fn admission(access: Arc<Access>) -> Admission {
+    Box::new(move |image: ImageReference| {
+        let access = Arc::clone(&access);
+        async move { admit(&access, &image).await.map_err(|error| error.to_string()) }.boxed()
+    })
+}
+
+async fn admit(access: &Access, image: &ImageReference) -> Result<ReadCap, crate::access::AccessError> {
+    let repo = access.resolve(Some(&image.host), image.repository.as_str())?;
+    access.read(repo, Probe::Manifest(&image.manifest_ref())).await
+}

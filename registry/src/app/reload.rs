@@ -1,0 +1,89 @@
+//! Takes a changed configuration into use: per request as one snapshot, without touching running transfers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use coral_schema::process::tasks::Tasks;
+use tokio::sync::watch;
+
+use crate::access::{Access, Snapshot};
+use crate::config::Config;
+use crate::name::{NameRules, UpstreamName};
+use crate::pull::{PullConfig, Puller};
+use crate::transfer::{TransferConfig, Transfers};
+use crate::upstream::{self, BuildError, Upstream, UpstreamConfig, UpstreamMetrics};
+
+/// Builds snapshots. An upstream whose configuration did not change stays the same object, with its connections,
+/// tokens and breakers.
+#[derive(Debug)]
+pub(super) struct Upstreams {
+    metrics: UpstreamMetrics,
+    tasks: Tasks,
+    built: Mutex<HashMap<UpstreamName, (UpstreamConfig, Arc<Upstream>)>>,
+}
+
+impl Upstreams {
+    pub(super) fn new(metrics: UpstreamMetrics, tasks: Tasks) -> Self {
+        Self { metrics, tasks, built: Mutex::default() }
+    }
+
+    /// The snapshot of a configuration. Reads certificate files: call it where blocking is allowed.
+    pub(super) fn snapshot(&self, config: &Config) -> Result<Snapshot, BuildError> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = HashMap::new();
+        for wanted in &config.upstreams {
+            let upstream = match built.get(&wanted.name) {
+                Some((same, upstream)) if same == wanted => Arc::clone(upstream),
+                _ => Arc::new(upstream::build(wanted, &self.metrics, &self.tasks)?),
+            };
+            next.insert(wanted.name.clone(), (wanted.clone(), upstream));
+        }
+        let names = config.upstreams.iter().map(|upstream| (&upstream.name, upstream.aliases.as_slice()));
+        let rules = NameRules::new(names, config.default_upstream.clone());
+        let upstreams = next.iter().map(|(name, (_, upstream))| (name.clone(), Arc::clone(upstream))).collect();
+        *built = next;
+        Ok(Snapshot { rules, upstreams })
+    }
+}
+
+/// Who is told of a change.
+#[derive(Debug, Clone)]
+pub(super) struct Listeners {
+    pub(super) upstreams: Arc<Upstreams>,
+    pub(super) access: Arc<Access>,
+    pub(super) puller: Puller,
+    pub(super) transfers: Transfers,
+}
+
+impl Listeners {
+    /// Applies every change until the watch ends.
+    pub(super) async fn follow(self, mut changes: watch::Receiver<Arc<Config>>) {
+        while changes.changed().await.is_ok() {
+            let config = Arc::clone(&changes.borrow_and_update());
+            let (upstreams, wanted) = (Arc::clone(&self.upstreams), Arc::clone(&config));
+            let snapshot = tokio::task::spawn_blocking(move || upstreams.snapshot(&wanted)).await;
+            match snapshot {
+                Ok(Ok(snapshot)) => self.apply(&config, snapshot),
+                Ok(Err(error)) => tracing::error!(%error, "the changed configuration is not used"),
+                Err(error) => tracing::error!(%error, "the changed configuration is not used"),
+            }
+        }
+    }
+
+    fn apply(&self, config: &Config, snapshot: Snapshot) {
+        self.access.replace(snapshot);
+        self.puller.reconfigure(pull_config(config));
+        self.transfers.reconfigure(transfer_config(config));
+        tracing::info!("the changed configuration is in use");
+    }
+}
+
+/// The puller's part of a configuration.
+pub(super) fn pull_config(config: &Config) -> PullConfig {
+    PullConfig { manifest_max_bytes: config.manifest_max_bytes, negative_ttl: config.cache.negative_ttl }
+}
+
+/// The transfers' part of a configuration.
+pub(super) fn transfer_config(config: &Config) -> TransferConfig {
+    TransferConfig { finish: config.cache.finish_transfers, fill_on_range: config.cache.fill_on_range }
+}
