@@ -14,7 +14,7 @@ use coral_schema::process::tasks::Tasks;
 
 pub use self::cap::ReadCap;
 use self::visibility::{Standing, Visibility};
-use crate::index::Index;
+use crate::index::{Index, VisibilityRow};
 use crate::name::{NameError, NameRules, RepoKey, UpstreamName};
 use crate::upstream::{Upstream, VisibilityMode};
 
@@ -119,6 +119,19 @@ impl Access {
         upstream.policy.visibility != VisibilityMode::Auto
             || is_public_by_nature(&upstream, repo)
             || self.visibility.is_known_public(repo).await
+    }
+
+    /// Is a repository public, as far as its record and the configuration say? For rebuilding the index.
+    pub fn is_public_on_record(&self, repo: &RepoKey, row: Option<VisibilityRow>) -> bool {
+        let Some(upstream) = self.snapshot.load().upstreams.get(repo.upstream()).cloned() else {
+            return false;
+        };
+        let recorded = || row.is_some_and(|row| row.public);
+        match upstream.policy.visibility {
+            VisibilityMode::Public => true,
+            VisibilityMode::Shared => is_public_by_nature(&upstream, repo),
+            VisibilityMode::Auto => is_public_by_nature(&upstream, repo) || recorded(),
+        }
     }
 
     async fn is_public(

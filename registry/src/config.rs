@@ -41,6 +41,8 @@ mod value;
 mod warnings;
 pub mod watch;
 
+pub use crate::server::tls::Files as TlsFiles;
+pub use crate::transfer::{FillOnRange, FinishTransfers};
 pub use mistake::{Mistake, Mistakes, Position};
 
 /// Everything that the configuration says, validated. Equal values mean that nothing changed.
@@ -90,15 +92,6 @@ pub struct AdminConfig {
     pub hosts: Vec<String>,
 }
 
-/// PEM files of a certificate chain and its key; read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The chain.
-    pub certificate: PathBuf,
-    /// The key.
-    pub key: PathBuf,
-}
-
 /// See [`Config::store`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
@@ -142,28 +135,6 @@ pub struct CacheConfig {
     pub finish_transfers: FinishTransfers,
     /// Does a request for a part of a blob start the transfer of all of it?
     pub fill_on_range: FillOnRange,
-}
-
-/// See [`CacheConfig::finish_transfers`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishTransfers {
-    /// It goes on.
-    Always,
-    /// It goes on if this share has arrived.
-    After(Ratio),
-    /// It ends.
-    Never,
-}
-
-/// See [`CacheConfig::fill_on_range`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FillOnRange {
-    /// Once more than a tenth was asked for, or by a second client.
-    Auto,
-    /// Yes.
-    Always,
-    /// No.
-    Never,
 }
 
 /// What flags and the environment say; it wins over the file.

@@ -34,6 +34,7 @@ use self::revalidate::Verdict;
 use crate::access::cap::ReadCap;
 use crate::index::{Index, IndexError};
 use crate::name::RepoKey;
+use crate::rebuild::Rebuild;
 use crate::store::{BlobStore, RecordStore};
 use crate::transfer::reader::Follower;
 use crate::transfer::{Origin, Transfers};
@@ -75,6 +76,8 @@ pub struct Parts {
     pub records: Arc<dyn RecordStore>,
     /// Downloads.
     pub transfers: Transfers,
+    /// Brings a lost index back.
+    pub rebuild: Rebuild,
     /// Owner of background work.
     pub tasks: Tasks,
     /// Counters.
@@ -86,6 +89,7 @@ struct Shared {
     index: Index,
     blobs: Arc<dyn BlobStore>,
     transfers: Transfers,
+    rebuild: Rebuild,
     recorder: Recorder,
     metrics: PullMetrics,
     config: ArcSwap<PullConfig>,
@@ -114,6 +118,7 @@ impl Puller {
             blobs,
             records,
             transfers,
+            rebuild,
             tasks,
             metrics,
         } = parts;
@@ -124,6 +129,7 @@ impl Puller {
             index,
             blobs,
             transfers,
+            rebuild,
             recorder,
             metrics,
             config: ArcSwap::from_pointee(config),
@@ -157,6 +163,16 @@ impl Puller {
 }
 
 impl Shared {
+    /// Before something of `repo` is believed to be unknown: a lost index gets back what the store says of it.
+    async fn remember(&self, repo: &RepoKey) {
+        if self.index.complete() {
+            return;
+        }
+        if let Err(error) = self.rebuild.repository(repo).await {
+            tracing::warn!(%repo, %error, "not brought back yet; the upstream is asked instead");
+        }
+    }
+
     fn origin(cap: &ReadCap) -> Origin {
         Origin {
             repo: cap.repo().clone(),

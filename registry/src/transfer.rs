@@ -21,7 +21,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use coral_schema::admin::TransferState;
 use coral_schema::oci::{Digest, Hasher};
@@ -31,6 +30,7 @@ use tokio::time::Instant;
 
 pub use self::budget::{FillOnRange, FinishTransfers};
 pub use self::metrics::TransferMetrics;
+use self::rate::Rate;
 use self::suspects::Suspects;
 use self::table::Table;
 use crate::index::Index;
@@ -61,7 +61,7 @@ pub struct Origin {
 }
 
 /// How transfers behave (configuration `cache`).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferConfig {
     /// Does a transfer that nobody reads any more go on?
     pub finish: FinishTransfers,
@@ -141,6 +141,7 @@ pub struct Transfer {
     digest: Digest,
     priority: Priority,
     started: Instant,
+    rate: Mutex<Rate>,
     origins: Mutex<Vec<Origin>>,
     /// Repositories whose upstream has delivered something of it, and whether they are public.
     delivered: Mutex<Vec<(RepoKey, bool)>>,
@@ -161,8 +162,8 @@ pub struct TransferStatus {
     pub progress: Progress,
     /// Who reads it now.
     pub readers: usize,
-    /// How long it has run.
-    pub age: Duration,
+    /// How fast it is.
+    pub rate: Rate,
 }
 
 /// All running transfers.
@@ -259,6 +260,7 @@ impl Transfer {
             digest,
             priority,
             started: Instant::now(),
+            rate: Mutex::new(Rate::new(0, Instant::now())),
             origins: Mutex::new(vec![origin]),
             delivered: Mutex::default(),
             progress: watch::Sender::new(Progress {
@@ -351,12 +353,15 @@ impl Transfer {
     }
 
     fn status(&self) -> TransferStatus {
+        let progress = self.progress.borrow().clone();
+        let mut rate = lock(&self.rate);
+        rate.observe(progress.watermark, Instant::now());
         TransferStatus {
             digest: self.digest,
             repo: self.origins()[0].repo.clone(),
-            progress: self.progress.borrow().clone(),
             readers: self.readers.load(Ordering::Relaxed),
-            age: self.started.elapsed(),
+            rate: *rate,
+            progress,
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::upstream::{Priority, UpstreamErrorKind};
 impl Puller {
     /// The length of a blob of a repository. Never promises what a GET could not deliver (H-38).
     pub async fn head_blob(&self, cap: &ReadCap, digest: &Digest) -> Result<BlobHead, PullError> {
+        self.0.remember(cap.repo()).await;
         let row = self.present(digest).await;
         if let Some(row) = &row
             && self.is_proven(cap, digest, row.public).await
@@ -56,6 +57,7 @@ impl Puller {
         digest: &Digest,
         range: Option<RangeSpec>,
     ) -> Result<BlobAnswer, PullError> {
+        self.0.remember(cap.repo()).await;
         if let Some(row) = self.present(digest).await {
             if !self.is_proven(cap, digest, row.public).await {
                 self.prove(cap, digest).await?;

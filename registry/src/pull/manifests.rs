@@ -44,6 +44,7 @@ impl Puller {
         reference: &ManifestRef,
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
+        self.0.remember(cap.repo()).await;
         match reference {
             ManifestRef::Digest(digest) => self.by_digest(cap, digest, want).await,
             ManifestRef::Tag(tag) => self.by_tag(cap, tag, want).await,

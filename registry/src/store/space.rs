@@ -77,7 +77,8 @@ impl Space {
         Ok(volume)
     }
 
-    fn recent_volume(self: &Arc<Self>) -> Volume {
+    /// The volume as it was within the last second. Cheap.
+    pub fn recent_volume(self: &Arc<Self>) -> Volume {
         let (volume, at) = *self.measured.lock().expect(NO_PANIC);
         if at.elapsed() >= MEASURE_EVERY
             && let Ok(runtime) = tokio::runtime::Handle::try_current()

@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coral_schema::oci::Digest;
+use coral_schema::quantity::Ratio;
 use moka::sync::Cache;
 
 /// Does a transfer that nobody reads any more go on (configuration `cache.finishTransfers`)?
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishTransfers {
     /// Yes: the next client will want it.
     Always,
-    /// Once this share of it is there, 0 to 1.
-    After(f64),
+    /// Once this share of it is there.
+    After(Ratio),
     /// No.
     Never,
 }
@@ -25,11 +26,7 @@ impl FinishTransfers {
         match self {
             Self::Always => true,
             Self::Never => false,
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "a share does not need the last bytes of a terabyte"
-            )]
-            Self::After(share) => size.is_some_and(|size| watermark as f64 >= share * size as f64),
+            Self::After(share) => size.is_some_and(|size| watermark >= share.of(size)),
         }
     }
 }
@@ -181,11 +178,15 @@ mod tests {
         assert_eq!(ledger.read(&digest, client(2)), (10, true));
     }
 
+    fn percent(percent: u8) -> Ratio {
+        Ratio::from_percent(percent).unwrap()
+    }
+
     #[rstest::rstest]
     #[case(FinishTransfers::Always, true)]
     #[case(FinishTransfers::Never, false)]
-    #[case(FinishTransfers::After(0.1), true)]
-    #[case(FinishTransfers::After(0.2), false)]
+    #[case(FinishTransfers::After(percent(10)), true)]
+    #[case(FinishTransfers::After(percent(20)), false)]
     fn finishes(#[case] setting: FinishTransfers, #[case] goes_on: bool) {
         assert_eq!(setting.goes_on(15, Some(100)), goes_on);
     }
