@@ -1,3 +1,263 @@
-//! The composition root, and what a process holds while it runs.
+//! The composition root: builds the parts in order, owns their tasks, and takes them down in the reverse order.
+//!
+//! Nothing decides here. [`App::build`] opens what is on disk and binds the listeners, so that whatever can fail fails
+//! before the first request; it never contacts an upstream. [`App::run`] serves until it is told to stop.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use coral_schema::process::health::{self, Health};
+use coral_schema::process::serve::Router;
+use coral_schema::process::shutdown::Shutdown;
+use coral_schema::process::tasks::Tasks;
+use prometheus_client::registry::Registry;
+
+use self::lock::DataLock;
+use self::parts::Opened;
+use self::reload::{Listeners, Upstreams, pull_config, transfer_config};
+use crate::access::Access;
+use crate::admin::{self, guard};
+use crate::config::watch::{self, ConfigWatch, ReloadState};
+use crate::config::{Config, Overrides};
+use crate::http;
+use crate::index::Index;
+use crate::metrics;
+use crate::name::RepoKey;
+use crate::pull::{Parts, PullMetrics, Puller};
+use crate::rebuild::{Progress, Rebuild};
+use crate::server::{self, Addresses, Server};
+use crate::transfer::{TransferMetrics, Transfers};
+use crate::upstream::UpstreamMetrics;
+
+mod durability;
 pub mod lock;
+mod panel;
+mod parts;
+mod reload;
+
+/// A registry that is ready to serve.
+#[derive(Debug)]
+pub struct App {
+    server: Server,
+    oci: Router,
+    admin: Router,
+    accepting: health::Latch,
+    tasks: Tasks,
+    index: Index,
+    /// Held until the end.
+    _lock: DataLock,
+}
+
+/// Where the configuration comes from, for reloading it.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// What wins over it.
+    pub overrides: Overrides,
+}
+
+impl App {
+    /// Opens the data folder, binds the listeners and builds everything between them. `registry` has what the process
+    /// itself counts.
+    pub async fn build(
+        config: Config,
+        origin: Origin,
+        mut registry: Registry,
+        tasks: Tasks,
+    ) -> anyhow::Result<Self> {
+        let lock = DataLock::acquire(&config.data).await?;
+        let server = Server::bind(&server_config(&config)).await?;
+        let metrics = metrics::prefixed(&mut registry);
+        let opened = parts::open(&config, metrics, &tasks).await?;
+        let upstreams = Arc::new(Upstreams::new(
+            UpstreamMetrics::register(metrics),
+            tasks.clone(),
+        ));
+        let snapshot = upstreams.snapshot(&config)?;
+        let access = Arc::new(Access::new(snapshot, opened.index.clone(), tasks.clone()));
+        let rebuild = rebuilder(&opened, &access);
+        rebuild.start(&tasks);
+        let (transfers, puller) = pulling(&config, &opened, &rebuild, metrics, &tasks);
+        let oci = http::router(Arc::clone(&access), puller.clone(), metrics);
+        let state = if origin.file.is_some() {
+            ReloadState::Current
+        } else {
+            ReloadState::Defaults
+        };
+        let watched = Arc::new(ConfigWatch::new(config, state, metrics));
+        let (health, accepting) = probes(&opened, &tasks);
+        let health = Arc::new(health);
+        let listeners = Listeners {
+            upstreams,
+            access: Arc::clone(&access),
+            puller: puller.clone(),
+            transfers: transfers.clone(),
+        };
+        follow_configuration(&watched, origin, listeners, &tasks);
+        let view = panel::View {
+            address: server.addresses().oci,
+            is_tls: server.is_tls(),
+            health: Arc::clone(&health),
+            watched: Arc::clone(&watched),
+            access,
+            transfers,
+            puller,
+        };
+        let api = admin::router(panel::panel(view, &opened, &tasks));
+        let admin = api.merge(health::router(health, Arc::new(registry)));
+        let hosts = watched.config().borrow().admin.hosts.clone();
+        let admin = guard::guarded(admin, hosts);
+        let index = opened.index;
+        Ok(Self {
+            server,
+            oci,
+            admin,
+            accepting,
+            tasks,
+            index,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.server.addresses()
+    }
+
+    /// Is the OCI listener's scheme `https`?
+    pub fn is_tls(&self) -> bool {
+        self.server.is_tls()
+    }
+
+    /// Serves until `shutdown`, lets running responses finish, and writes down what is known.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        self.accepting.open();
+        let accepting = self.accepting.clone();
+        let stop = shutdown.stop.clone();
+        self.tasks.spawn("not ready", async move {
+            stop.cancelled().await;
+            accepting.close();
+        });
+        let serving = self
+            .server
+            .serve(self.oci, self.admin, &self.tasks, shutdown.stop.clone());
+        tokio::select! {
+            finished = serving => if !finished {
+                tracing::warn!("some responses were cut: they took longer than shutdownGrace");
+            },
+            () = shutdown.now.cancelled() => {}
+        }
+        if !self.tasks.stop(LAST_TASKS).await {
+            tracing::warn!("some background work did not end in time");
+        }
+        self.index
+            .close()
+            .await
+            .context("the index was not closed cleanly; it is checked at the next start")
+    }
+}
+
+/// Makes the index anew from the store, while no registry uses it.
+pub async fn rebuild(config: Config) -> anyhow::Result<Progress> {
+    let _lock = DataLock::acquire(&config.data).await?;
+    parts::remove_index(&config.data).await?;
+    let (tasks, mut registry) = (Tasks::new(), Registry::default());
+    let opened = parts::open(&config, &mut registry, &tasks).await?;
+    let upstreams = Upstreams::new(UpstreamMetrics::register(&mut registry), tasks.clone());
+    let snapshot = upstreams.snapshot(&config)?;
+    let access = Arc::new(Access::new(snapshot, opened.index.clone(), tasks.clone()));
+    let progress = rebuilder(&opened, &access).whole().await?;
+    tasks.stop(LAST_TASKS).await;
+    opened.index.close().await?;
+    Ok(progress)
+}
+
+fn server_config(config: &Config) -> server::Config {
+    server::Config {
+        listen: config.listen,
+        admin_listen: config.admin.listen,
+        tls: config.tls.clone(),
+        connections: config.connections,
+        shutdown_grace: config.shutdown_grace,
+    }
+}
+
+/// What brings a lost index back; the configuration may say more about who may read than the records do.
+fn rebuilder(opened: &Opened, access: &Arc<Access>) -> Rebuild {
+    let access = Arc::clone(access);
+    let is_public = Box::new(move |repo: &RepoKey, row| access.is_public_on_record(repo, row));
+    let (blobs, records) = (Arc::clone(&opened.blobs), Arc::clone(&opened.records));
+    Rebuild::new(opened.index.clone(), blobs, records, is_public)
+}
+
+fn pulling(
+    config: &Config,
+    opened: &Opened,
+    rebuild: &Rebuild,
+    metrics: &mut Registry,
+    tasks: &Tasks,
+) -> (Transfers, Puller) {
+    let counters = TransferMetrics::register(metrics, opened.evictor.degraded());
+    let stores = (Arc::clone(&opened.blobs), Arc::clone(&opened.records));
+    let transfers = Transfers::new(
+        transfer_config(config),
+        stores,
+        opened.index.clone(),
+        tasks.clone(),
+        counters,
+    );
+    let parts = Parts {
+        index: opened.index.clone(),
+        blobs: Arc::clone(&opened.blobs),
+        records: Arc::clone(&opened.records),
+        transfers: transfers.clone(),
+        rebuild: rebuild.clone(),
+        tasks: tasks.clone(),
+        metrics: PullMetrics::register(metrics),
+    };
+    let puller = Puller::new(parts, pull_config(config), config.cache.manifest_memory);
+    (transfers, puller)
+}
+
+fn probes(opened: &Opened, tasks: &Tasks) -> (Health, health::Latch) {
+    let mut health = Health::new();
+    health.watch_event_loop(tasks);
+    let index = opened.index.clone();
+    health.live_while("index", move || index.progressing(STUCK));
+    let accepting = health.latch("listeners");
+    (health, accepting)
+}
+
+fn follow_configuration(
+    watched: &Arc<ConfigWatch>,
+    origin: Origin,
+    listeners: Listeners,
+    tasks: &Tasks,
+) {
+    let stopping = tasks.stopping();
+    let changes = watched.config();
+    tasks.spawn("reload", async move {
+        stopping
+            .run_until_cancelled(listeners.follow(changes))
+            .await
+    });
+    if let Some(file) = origin.file {
+        let source = watch::Source {
+            file,
+            overrides: origin.overrides,
+            period: watch::PERIOD,
+        };
+        tasks.spawn(
+            "configuration",
+            Arc::clone(watched).run(source, tasks.stopping()),
+        );
+    }
+}
+
+/// How long background work may take to end after the last response.
+const LAST_TASKS: Duration = Duration::from_secs(5);
+/// Silence of the index thread after which the process should be restarted.
+const STUCK: Duration = Duration::from_secs(60);

@@ -10,6 +10,9 @@ use coral_schema::process::telemetry::Format;
 
 pub mod prefetch;
 mod progress;
+mod run;
+
+pub use self::run::{fail, run};
 
 /// What the process was started with.
 #[derive(Debug, Parser)]

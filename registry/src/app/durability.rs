@@ -10,7 +10,11 @@ use crate::index::Index;
 use crate::store::BlobStore;
 
 /// Syncs until told to stop.
-pub(super) async fn sync_forever(store: Arc<dyn BlobStore>, index: Index, stopping: CancellationToken) {
+pub(super) async fn sync_forever(
+    store: Arc<dyn BlobStore>,
+    index: Index,
+    stopping: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {

@@ -38,7 +38,15 @@ pub(super) struct View {
 }
 
 pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
-    let View { address, is_tls, health, watched, access, transfers, puller } = view;
+    let View {
+        address,
+        is_tls,
+        health,
+        watched,
+        access,
+        transfers,
+        puller,
+    } = view;
     let (state, config) = (watched.state(), watched.config());
     let index = opened.index.clone();
     let disk = Disk {
@@ -54,7 +62,13 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         config: Box::new(move || config_status(&state.borrow())),
         upstreams: Box::new(move || upstreams(&names)),
         transfers: Box::new(move || transfers.list().iter().map(transfer_status).collect()),
-        index_state: Box::new(move || if index.complete() { IndexState::Open } else { IndexState::Rebuilding }),
+        index_state: Box::new(move || {
+            if index.complete() {
+                IndexState::Open
+            } else {
+                IndexState::Rebuilding
+            }
+        }),
         mirrors: Box::new(move || mirrors(&config.borrow(), address, is_tls)),
         index: opened.index.clone(),
         prefetcher: Prefetcher::new(admission(access), puller, tasks),
@@ -82,11 +96,18 @@ impl Disk {
 
 fn config_status(state: &ReloadState) -> ConfigStatus {
     match state {
-        ReloadState::Defaults => ConfigStatus { state: ConfigState::Defaults, error: None },
-        ReloadState::Current => ConfigStatus { state: ConfigState::Current, error: None },
-        ReloadState::Refused(reason) => {
-            ConfigStatus { state: ConfigState::Refused, error: Some(reason.clone()) }
-        }
+        ReloadState::Defaults => ConfigStatus {
+            state: ConfigState::Defaults,
+            error: None,
+        },
+        ReloadState::Current => ConfigStatus {
+            state: ConfigState::Current,
+            error: None,
+        },
+        ReloadState::Refused(reason) => ConfigStatus {
+            state: ConfigState::Refused,
+            error: Some(reason.clone()),
+        },
     }
 }
 
@@ -96,7 +117,9 @@ fn upstreams(access: &Access) -> Vec<Arc<Upstream>> {
 
 fn transfer_status(status: &crate::transfer::TransferStatus) -> TransferStatus {
     let progress = &status.progress;
-    let left = progress.size.map(|size| size.saturating_sub(progress.watermark));
+    let left = progress
+        .size
+        .map(|size| size.saturating_sub(progress.watermark));
     TransferStatus {
         digest: status.digest,
         repository: Some(status.repo.to_string()),
@@ -113,10 +136,17 @@ fn mirrors(config: &Config, bound: SocketAddr, is_tls: bool) -> Mirrors {
     let host = |name: &crate::name::UpstreamName| name.as_str().parse::<HostPort>().ok();
     let registries = config.upstreams.iter().filter_map(|upstream| {
         let aliases = upstream.aliases.iter().filter_map(host).collect();
-        Some(Registry { host: host(&upstream.name)?, aliases, plain_http: upstream.plain_http })
+        Some(Registry {
+            host: host(&upstream.name)?,
+            aliases,
+            plain_http: upstream.plain_http,
+        })
     });
     Mirrors {
-        cache: Cache { address: config.address(bound), tls: is_tls },
+        cache: Cache {
+            address: config.address(bound),
+            tls: is_tls,
+        },
         registries: registries.collect(),
     }
 }
@@ -125,11 +155,21 @@ fn mirrors(config: &Config, bound: SocketAddr, is_tls: bool) -> Mirrors {
 fn admission(access: Arc<Access>) -> Admission {
     Box::new(move |image: ImageReference| {
         let access = Arc::clone(&access);
-        async move { admit(&access, &image).await.map_err(|error| error.to_string()) }.boxed()
+        async move {
+            admit(&access, &image)
+                .await
+                .map_err(|error| error.to_string())
+        }
+        .boxed()
     })
 }
 
-async fn admit(access: &Access, image: &ImageReference) -> Result<ReadCap, crate::access::AccessError> {
+async fn admit(
+    access: &Access,
+    image: &ImageReference,
+) -> Result<ReadCap, crate::access::AccessError> {
     let repo = access.resolve(Some(&image.host), image.repository.as_str())?;
-    access.read(repo, Probe::Manifest(&image.manifest_ref())).await
+    access
+        .read(repo, Probe::Manifest(&image.manifest_ref()))
+        .await
 }

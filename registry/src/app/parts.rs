@@ -26,10 +26,20 @@ pub(super) struct Opened {
 }
 
 /// Opens everything, and starts what looks after it.
-pub(super) async fn open(config: &Config, metrics: &mut Registry, tasks: &Tasks) -> anyhow::Result<Opened> {
+pub(super) async fn open(
+    config: &Config,
+    metrics: &mut Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<Opened> {
     let (wanted, owner) = (config.clone(), tasks.clone());
     let disk = tokio::task::spawn_blocking(move || open_disk(&wanted, &owner)).await??;
-    let Disk { index, state, store, records, limit } = disk;
+    let Disk {
+        index,
+        state,
+        store,
+        records,
+        limit,
+    } = disk;
     let space = Arc::clone(store.space());
     let blobs: Arc<dyn BlobStore> = Arc::new(store);
     let records: Arc<dyn RecordStore> = Arc::new(records);
@@ -40,8 +50,17 @@ pub(super) async fn open(config: &Config, metrics: &mut Registry, tasks: &Tasks)
     tasks.spawn("sync", syncing);
     let totals = keep_totals(index.clone(), Arc::clone(&space));
     let stopping = tasks.stopping();
-    tasks.spawn("totals", async move { stopping.run_until_cancelled(totals).await });
-    Ok(Opened { index, blobs, records, space, limit, evictor })
+    tasks.spawn("totals", async move {
+        stopping.run_until_cancelled(totals).await
+    });
+    Ok(Opened {
+        index,
+        blobs,
+        records,
+        space,
+        limit,
+        evictor,
+    })
 }
 
 struct Disk {
@@ -56,14 +75,28 @@ fn open_disk(config: &Config, tasks: &Tasks) -> anyhow::Result<Disk> {
     let opened = Index::open(&config.data.join("index.db"), tasks)?;
     let folder = &config.store.folder;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let volume = volume(folder).with_context(|| format!("cannot measure the volume of {}", folder.display()))?;
+    let volume = volume(folder)
+        .with_context(|| format!("cannot measure the volume of {}", folder.display()))?;
     let held = opened.index.totals().borrow().bytes();
-    let limit = config.store.max_bytes.bytes(volume.total, volume.free, held);
-    let limits = Limits { max_bytes: Some(limit), reserve: limit / 20, spool_bytes: None };
+    let limit = config
+        .store
+        .max_bytes
+        .bytes(volume.total, volume.free, held);
+    let limits = Limits {
+        max_bytes: Some(limit),
+        reserve: limit / 20,
+        spool_bytes: None,
+    };
     let store = LocalStore::open(folder, limits, Buffers::default())?;
     store.space().set_stored(held);
     let records = Bucket::folder(folder)?;
-    Ok(Disk { index: opened.index, state: opened.state, store, records, limit })
+    Ok(Disk {
+        index: opened.index,
+        state: opened.state,
+        store,
+        records,
+        limit,
+    })
 }
 
 /// Takes the index away, with the files that SQLite keeps beside it.
@@ -84,20 +117,34 @@ fn volume(folder: &Path) -> std::io::Result<Volume> {
     let stat = rustix::fs::statvfs(folder)?;
     // What root keeps for itself is no room for us: as df counts it.
     let usable = stat.f_blocks - stat.f_bfree + stat.f_bavail;
-    Ok(Volume { free: stat.f_bavail * stat.f_frsize, total: usable * stat.f_frsize })
+    Ok(Volume {
+        free: stat.f_bavail * stat.f_frsize,
+        total: usable * stat.f_frsize,
+    })
 }
 
 fn report(state: &OpenState) {
     match state {
         OpenState::Fresh | OpenState::Existing { clean: true, .. } => {}
-        OpenState::Existing { clean: false, same_boot: true } => {
+        OpenState::Existing {
+            clean: false,
+            same_boot: true,
+        } => {
             tracing::info!("the last run was killed; what it published is kept");
         }
-        OpenState::Existing { clean: false, same_boot: false } => {
-            tracing::warn!("the machine went down; what may not have reached the disk is hashed before it is served");
+        OpenState::Existing {
+            clean: false,
+            same_boot: false,
+        } => {
+            tracing::warn!(
+                "the machine went down; what may not have reached the disk is hashed before it is served"
+            );
         }
         OpenState::Replaced(reason) => {
-            tracing::warn!(reason, "the index was moved aside and is rebuilt from the store");
+            tracing::warn!(
+                reason,
+                "the index was moved aside and is rebuilt from the store"
+            );
         }
     }
 }

@@ -24,7 +24,11 @@ pub(super) struct Upstreams {
 
 impl Upstreams {
     pub(super) fn new(metrics: UpstreamMetrics, tasks: Tasks) -> Self {
-        Self { metrics, tasks, built: Mutex::default() }
+        Self {
+            metrics,
+            tasks,
+            built: Mutex::default(),
+        }
     }
 
     /// The snapshot of a configuration. Reads certificate files: call it where blocking is allowed.
@@ -38,9 +42,15 @@ impl Upstreams {
             };
             next.insert(wanted.name.clone(), (wanted.clone(), upstream));
         }
-        let names = config.upstreams.iter().map(|upstream| (&upstream.name, upstream.aliases.as_slice()));
+        let names = config
+            .upstreams
+            .iter()
+            .map(|upstream| (&upstream.name, upstream.aliases.as_slice()));
         let rules = NameRules::new(names, config.default_upstream.clone());
-        let upstreams = next.iter().map(|(name, (_, upstream))| (name.clone(), Arc::clone(upstream))).collect();
+        let upstreams = next
+            .iter()
+            .map(|(name, (_, upstream))| (name.clone(), Arc::clone(upstream)))
+            .collect();
         *built = next;
         Ok(Snapshot { rules, upstreams })
     }
@@ -80,10 +90,16 @@ impl Listeners {
 
 /// The puller's part of a configuration.
 pub(super) fn pull_config(config: &Config) -> PullConfig {
-    PullConfig { manifest_max_bytes: config.manifest_max_bytes, negative_ttl: config.cache.negative_ttl }
+    PullConfig {
+        manifest_max_bytes: config.manifest_max_bytes,
+        negative_ttl: config.cache.negative_ttl,
+    }
 }
 
 /// The transfers' part of a configuration.
 pub(super) fn transfer_config(config: &Config) -> TransferConfig {
-    TransferConfig { finish: config.cache.finish_transfers, fill_on_range: config.cache.fill_on_range }
+    TransferConfig {
+        finish: config.cache.finish_transfers,
+        fill_on_range: config.cache.fill_on_range,
+    }
 }

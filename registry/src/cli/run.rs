@@ -20,7 +20,9 @@ pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     match cli.command() {
         Command::Serve => serve(&cli.flags, telemetry).await,
         Command::CheckConfig { file } => check_config(file),
-        Command::Prefetch(command) => Ok(prefetch::run(command).await.map(|()| ExitCode::SUCCESS)?),
+        Command::Prefetch(command) => {
+            Ok(prefetch::run(command).await.map(|()| ExitCode::SUCCESS)?)
+        }
         Command::Rebuild => rebuild(&cli.flags).await,
     }
 }
@@ -33,13 +35,22 @@ pub fn fail(error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn load(flags: &Flags) -> anyhow::Result<(Loaded, app::Origin)> {
-    let overrides =
-        Overrides { listen: flags.listen, admin_listen: flags.admin_listen, data: flags.data.clone() };
+    let overrides = Overrides {
+        listen: flags.listen,
+        admin_listen: flags.admin_listen,
+        data: flags.data.clone(),
+    };
     let loaded = config::load(flags.config.as_deref(), &overrides)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    Ok((loaded, app::Origin { file: flags.config.clone(), overrides }))
+    Ok((
+        loaded,
+        app::Origin {
+            file: flags.config.clone(),
+            overrides,
+        },
+    ))
 }
 
 async fn serve(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
@@ -92,6 +103,12 @@ fn check_config(file: &Path) -> anyhow::Result<ExitCode> {
 async fn rebuild(flags: &Flags) -> anyhow::Result<ExitCode> {
     let (loaded, _) = load(flags)?;
     let progress = app::rebuild(loaded.config).await?;
-    writeln!(io::stdout(), "{} records, {} blobs, {} unreadable", progress.records, progress.blobs, progress.unreadable)?;
+    writeln!(
+        io::stdout(),
+        "{} records, {} blobs, {} unreadable",
+        progress.records,
+        progress.blobs,
+        progress.unreadable
+    )?;
     Ok(ExitCode::SUCCESS)
 }
