@@ -28,6 +28,7 @@ use crate::name::RepoKey;
 use crate::pull::{Parts, PullMetrics, Puller};
 use crate::rebuild::{Progress, Rebuild};
 use crate::server::{self, Addresses, Server};
+use crate::store::BlobStore;
 use crate::transfer::{TransferMetrics, Transfers};
 use crate::upstream::UpstreamMetrics;
 
@@ -46,6 +47,7 @@ pub struct App {
     accepting: health::Latch,
     tasks: Tasks,
     index: Index,
+    blobs: Arc<dyn BlobStore>,
     /// Held until the end.
     _lock: DataLock,
 }
@@ -110,7 +112,7 @@ impl App {
         let admin = api.merge(health::router(health, Arc::new(registry)));
         let hosts = watched.config().borrow().admin.hosts.clone();
         let admin = guard::guarded(admin, hosts);
-        let index = opened.index;
+        let Opened { index, blobs, .. } = opened;
         Ok(Self {
             server,
             oci,
@@ -118,6 +120,7 @@ impl App {
             accepting,
             tasks,
             index,
+            blobs,
             _lock: lock,
         })
     }

@@ -113,12 +113,15 @@ impl Rebuild {
                 running: true,
                 ..Progress::default()
             });
-            let restored = inner.restore_all().await;
+            let restored = async {
+                inner.restore_all().await?;
+                Ok::<_, RebuildError>(inner.index.set_complete(loss).await?)
+            };
+            let restored = restored.await;
             inner
                 .progress
                 .send_modify(|progress| progress.running = false);
             restored?;
-            inner.index.set_complete(loss).await?;
         }
         Ok(*inner.progress.borrow())
     }

@@ -127,6 +127,7 @@ impl Bench {
         self.store.put_manifest(&checked).await.unwrap();
         let put = self.index.put_blob(&digest, size as u64, true, manifest);
         put.await.unwrap();
+        self.index.flush().await.unwrap();
         digest
     }
 

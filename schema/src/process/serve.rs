@@ -141,10 +141,10 @@ impl Server {
     }
 }
 
-/// The protocols. `max_buf_size` bounds both what hyper reads ahead (and so the headers of a request) and how much of a
-/// response it holds before it asks the body for more: with bodies in chunks of 256 KiB that is one chunk per
-/// connection at any size below 256 KiB, so the smallest that fits large headers is best. More would double the memory
-/// of each slow client and gain nothing, since the kernel's own buffer bridges the gap between two chunks.
+/// The protocols. `max_buf_size` bounds what hyper reads ahead (and so the headers of a request), and how much of a
+/// response it holds before it asks the body for more. With bodies in chunks of 256 KiB any size up to that means one
+/// chunk in flight per connection. Measured on loopback, CPU seconds per GiB with 8 clients on two busy cores, ±20 %:
+/// 0.33 at 16, 64 and 256 KiB alike; 0.29 at 512 KiB, which is not worth twice the memory for each slow client.
 fn http(tasks: &Tasks, header: Duration) -> auto::Builder<Streams> {
     const BUFFER: usize = 64 * 1024;
     let mut http = auto::Builder::new(Streams(tasks.clone()));
