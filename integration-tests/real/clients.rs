@@ -25,51 +25,36 @@ impl Skopeo {
         Self(coral.address())
     }
 
-    /// Copies any reference; `flags` go before it.
-    pub(crate) async fn copy(&self, reference: &str, flags: &[&str]) -> (TempDir, Outcome) {
+    /// Copies any reference into a new folder.
+    pub(crate) async fn copy(&self, reference: &str) -> (TempDir, Outcome) {
         let target = harness::scratch();
         let mut command = harness::command("skopeo");
-        command
-            .args([
-                "--insecure-policy",
-                "copy",
-                "--all",
-                "--preserve-digests",
-                "--src-tls-verify=false",
-            ])
-            .args(flags);
+        command.args([
+            "--insecure-policy",
+            "copy",
+            "--all",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+        ]);
         command.arg(format!("docker://{}/{reference}", self.0));
         command.arg(format!("dir:{}", target.path().join("image").display()));
         let outcome = harness::run(command).await;
         (target, outcome)
     }
-
-    /// Pulls, asking again when a pull breaks.
-    pub(crate) async fn pull_with_retries(&self, image: &Image) -> Result<(), String> {
-        self.pull_with(image, &["--retry-times", "6"]).await
-    }
-
-    async fn pull_with(&self, image: &Image, flags: &[&str]) -> Result<(), String> {
-        let (target, outcome) = self
-            .copy(&format!("{UPSTREAM}/{}", image.name()), flags)
-            .await;
-        outcome.result()?;
-        let folder = target.path().join("image");
-        assert_file(&folder.join("manifest.json"), image.digest());
-        for child in &image.manifests[..image.manifests.len() - 1] {
-            assert_file(
-                &folder.join(format!("{}.manifest.json", child.digest.hex())),
-                &child.digest,
-            );
-        }
-        assert_blobs(&folder, image);
-        Ok(())
-    }
 }
 
 impl Client for Skopeo {
     async fn pull(&self, image: &Image) -> Result<(), String> {
-        self.pull_with(image, &[]).await
+        let (target, outcome) = self.copy(&format!("{UPSTREAM}/{}", image.name())).await;
+        outcome.result()?;
+        let folder = target.path().join("image");
+        assert_file(&folder.join("manifest.json"), image.digest());
+        for child in &image.manifests[..image.manifests.len() - 1] {
+            let name = format!("{}.manifest.json", child.digest.hex());
+            assert_file(&folder.join(name), &child.digest);
+        }
+        assert_blobs(&folder, image);
+        Ok(())
     }
 }
 

@@ -180,10 +180,11 @@ async fn a_data_folder_that_is_a_file_is_named() {
     assert!((outcome.stdout + &outcome.stderr).contains(file));
 }
 
-/// Asks for a manifest that cannot be had: our sentence says why, and skopeo and crane both show it.
+/// Asks for a manifest that cannot be had: our sentence says why, and clients show it.
 async fn assert_explained(coral: &Coral, repository: &str, tag: &str, words: &[&str]) {
     let answer = coral.get(&format!("{repository}/manifests/{tag}")).await;
-    assert!(!answer.status().is_success());
+    let status = answer.status();
+    assert!(!status.is_success());
     let body: Value = answer.json().await.unwrap();
     let error = &body["errors"][0];
     let sentence = error["message"].as_str().unwrap_or_default();
@@ -199,8 +200,11 @@ async fn assert_explained(coral: &Coral, repository: &str, tag: &str, words: &[&
     assert!(sentence.contains(' '), "not a sentence: {body}");
 
     let reference = format!("{repository}:{tag}");
-    let (_target, skopeo) = Skopeo::of(coral).copy(&reference, &[]).await;
-    assert_shown("skopeo", skopeo, sentence);
+    // Of a status above 499 skopeo shows the number and never the body.
+    if !status.is_server_error() {
+        let (_target, skopeo) = Skopeo::of(coral).copy(&reference).await;
+        assert_shown("skopeo", skopeo, sentence);
+    }
     let (_target, crane) = Crane(coral).copy(&reference).await;
     assert_shown("crane", crane, sentence);
 }

@@ -22,80 +22,34 @@ mod answer;
 mod auth;
 mod connection;
 mod fault;
+mod gate;
 mod gzip;
 mod library;
+mod listener;
 mod pace;
 mod record;
+mod script;
 mod send;
+mod settings;
 mod tls;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use coral_schema::oci::Digest;
 use coral_schema::process::tasks::Tasks;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::images::{Blob, Image};
 pub use auth::{Auth, Bearer, Login};
-pub use fault::{Fault, Gate, When};
+pub use fault::Fault;
+pub use gate::Gate;
+use listener::Listener;
 pub use record::{Kind, Seen, Target};
-
-/// How the upstream behaves when no fault is scripted.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Round trip time: passes once for a connection, once more for TLS, and once for each request.
-    pub rtt: Duration,
-    /// Of all bodies together, bytes per second.
-    pub bandwidth: Option<u64>,
-    /// Of each connection, bytes per second.
-    pub connection_bandwidth: Option<u64>,
-    /// Each connection is closed after so many bytes of bodies.
-    pub connection_bytes: Option<u64>,
-    /// Who may read.
-    pub auth: Auth,
-    /// Is there a referrers API? If not, 404.
-    pub referrers: bool,
-    /// Have manifests an `ETag`, and is `If-None-Match` honoured?
-    pub etags: bool,
-    /// Are ranges of blobs honoured? If not, 200 with everything.
-    pub ranges: bool,
-    /// Blobs are to be had at a signed URL; the registry's own address redirects there.
-    pub signed_urls: Option<SignedUrls>,
-    /// Most tags in one answer.
-    pub page: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            rtt: Duration::ZERO,
-            bandwidth: None,
-            connection_bandwidth: None,
-            connection_bytes: None,
-            auth: Auth::Open,
-            referrers: true,
-            etags: true,
-            ranges: true,
-            signed_urls: None,
-            page: 1000,
-        }
-    }
-}
-
-/// Where blobs are redirected to.
-#[derive(Debug, Clone)]
-pub struct SignedUrls {
-    /// Scheme, host and port, such as [`Upstream::cdn_url`].
-    pub base: String,
-    /// How often each URL works; then 403, as when it has expired.
-    pub uses: u32,
-}
+pub use script::When;
+use settings::Signatures;
+pub use settings::{Settings, SignedUrls};
 
 /// A running upstream.
 #[derive(Debug)]
@@ -226,12 +180,12 @@ impl Upstream {
 
     /// No token works any more.
     pub fn revoke_tokens(&self) {
-        lock(&self.shared.tokens).revoke();
+        self.shared.tokens().revoke();
     }
 
     /// No signed URL works any more.
     pub fn expire_signed_urls(&self) {
-        lock(&self.shared.signatures).left.clear();
+        self.shared.signatures().expire();
     }
 
     /// Closes the listeners and all connections: who connects is refused.
@@ -279,60 +233,6 @@ impl Drop for Upstream {
     }
 }
 
-/// One listening socket with its connections.
-#[derive(Debug)]
-struct Listener {
-    address: SocketAddr,
-    closing: CancellationToken,
-    accepting: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    fn start(listener: TcpListener, shared: &Arc<Shared>, tasks: &Tasks) -> anyhow::Result<Self> {
-        let address = listener.local_addr()?;
-        let closing = CancellationToken::new();
-        let accepting = accept(listener, Arc::clone(shared), tasks.clone(), closing.clone());
-        Ok(Self {
-            address,
-            accepting: Some(tasks.spawn("upstream accept", accepting)),
-            closing,
-        })
-    }
-
-    async fn close(&mut self) {
-        self.closing.cancel();
-        if let Some(accepting) = self.accepting.take() {
-            accepting.await.expect("accepting does not panic");
-        }
-    }
-
-    async fn reopen(&mut self, shared: &Arc<Shared>, tasks: &Tasks) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(self.address)
-            .await
-            .with_context(|| format!("reopening {}", self.address))?;
-        *self = Self::start(listener, shared, tasks)?;
-        Ok(())
-    }
-}
-
-async fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    tasks: Tasks,
-    closing: CancellationToken,
-) {
-    // Connections run within this task's life: when it has ended, the port and all its connections are closed.
-    let connections = tokio_util::task::TaskTracker::new();
-    while let Some(Ok((tcp, _))) = closing.run_until_cancelled(listener.accept()).await {
-        let serving = connection::serve(tcp, Arc::clone(&shared));
-        let serving = closing.clone().run_until_cancelled_owned(serving);
-        tasks.spawn("upstream connection", connections.track_future(serving));
-    }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
-}
-
 /// What all connections see.
 #[derive(Debug, Default)]
 struct Shared {
@@ -340,7 +240,7 @@ struct Shared {
     tls: Option<tls::Tls>,
     settings: Mutex<Arc<Settings>>,
     library: Mutex<library::Library>,
-    script: Mutex<fault::Script>,
+    script: Mutex<script::Script>,
     tokens: Mutex<auth::Tokens>,
     signatures: Mutex<Signatures>,
     record: record::Record,
@@ -356,7 +256,7 @@ impl Shared {
         lock(&self.library)
     }
 
-    fn script(&self) -> MutexGuard<'_, fault::Script> {
+    fn script(&self) -> MutexGuard<'_, script::Script> {
         lock(&self.script)
     }
 
@@ -370,28 +270,15 @@ impl Shared {
 
     /// Waits for one round trip.
     async fn travel(&self) {
-        tokio::time::sleep(self.settings().rtt).await;
+        let rtt = self.settings().rtt;
+        pause(rtt).await;
     }
 }
 
-/// Signed URLs that still work.
-#[derive(Debug, Default)]
-struct Signatures {
-    count: u64,
-    left: HashMap<String, u32>,
-}
-
-impl Signatures {
-    fn sign(&mut self, uses: u32) -> String {
-        self.count += 1;
-        let signature = format!("scripted-signature-{}", self.count);
-        self.left.insert(signature.clone(), uses);
-        signature
-    }
-
-    fn accept(&mut self, signature: &str) -> bool {
-        let left = self.left.get_mut(signature).filter(|left| **left > 0);
-        left.map(|left| *left -= 1).is_some()
+/// Sleeps; not at all for no time, which a timer would round up to a millisecond.
+async fn pause(duration: Duration) {
+    if !duration.is_zero() {
+        tokio::time::sleep(duration).await;
     }
 }
 

@@ -156,6 +156,8 @@ impl App {
         if !self.tasks.stop(LAST_TASKS).await {
             tracing::warn!("some background work did not end in time");
         }
+        // The clean marker says that everything is on disk.
+        durability::sync(&*self.blobs, &self.index).await;
         self.index
             .close()
             .await

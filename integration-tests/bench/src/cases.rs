@@ -50,9 +50,9 @@ impl Bench {
         } = &self.programs;
         let missing = |path: &Option<_>, note: &str| path.is_none().then(|| note.to_owned());
         [
-            missing(ours, "`ours` is left out: no `coral-registry` beside this program (build it with the same profile, or `--ours`)."),
-            missing(distribution, "`peer` is left out: no `distribution-…/registry` in the folder of tools (`--distribution`)."),
-            missing(nginx, "`limit` is left out: no nginx (`--nginx`)."),
+            missing(ours, "`ours` is left out: skipped, or no `coral-registry` beside this program (build it with the same profile, or `--ours`)."),
+            missing(distribution, "`peer` is left out: skipped, or no `distribution-…/registry` in the folder of tools (`--distribution`)."),
+            missing(nginx, "`limit` is left out: skipped, or no nginx (`--nginx`)."),
         ]
         .into_iter()
         .flatten()

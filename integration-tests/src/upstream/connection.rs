@@ -91,7 +91,7 @@ impl Connection {
         port: u16,
     ) -> io::Result<Next> {
         let fault = shared.script().next(&request.target);
-        tokio::time::sleep(fault.delay).await;
+        super::pause(fault.delay).await;
         let answer = answer(shared, &request, fault.ignore_range);
         let close = request.headers.get(header::CONNECTION);
         let close = close.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
