@@ -9,7 +9,6 @@ use reqwest::Response;
 use super::challenge::{self, Bearer, Challenge};
 use super::credentials::{Credential, Login};
 use super::exchange::Attempt;
-use super::metrics::Kind;
 use super::token::{self, Fetch, Token, TokenKey};
 use super::{CredentialId, Identity, UpstreamErrorKind, redirect};
 
@@ -125,7 +124,7 @@ impl Attempt<'_> {
             Identity::Anonymous
         };
         let fetch = Fetch {
-            client: self.shared.client(identity, Kind::Token),
+            client: self.shared.client(identity),
             login: credential.and_then(|credential| credential.login.as_ref()),
             step: self.call.step,
             meter: &self.shared.meter,

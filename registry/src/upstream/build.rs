@@ -16,8 +16,8 @@ use super::gate::Gate;
 use super::metrics::Meter;
 use super::redirect::near_host;
 use super::resolver::{Nearness, Resolver};
-use super::shared::{Clients, Pair, Shared};
-use super::tls::{Mistake, Tls, client};
+use super::shared::{Clients, Shared};
+use super::tls::{Mistake, Tls};
 use super::token::Tokens;
 use super::{Endpoint, Upstream, UpstreamConfig, UpstreamMetrics};
 
@@ -27,10 +27,9 @@ const DOCKER_HUB_REALM: &str = "auth.docker.io";
 const KEEP_IDLE: Duration = Duration::from_mins(1);
 /// How a dead HTTP/2 connection is found while requests wait on it.
 const HTTP2_PING: Duration = Duration::from_secs(10);
-/// HTTP/2 windows of a stream and of a connection, bytes: fixed, since adaptive ones get connections cut.
-const API_WINDOWS: (u32, u32) = (4 << 20, 16 << 20);
-/// The same for blobs, when the administrator wants them over HTTP/2: at 50 ms, 16 MiB carry 320 MiB/s.
-const BLOB_WINDOWS: (u32, u32) = (16 << 20, 64 << 20);
+/// HTTP/2 windows, bytes: fixed, since adaptive ones get connections cut. At 50 ms, 16 MiB carry 320 MiB/s.
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// Why an upstream cannot be built from its configuration.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +84,10 @@ fn endpoint(
         proxies: Arc::new(proxy_host(config)),
         nearness: Arc::clone(&nearness),
     };
-    let anonymous = pair(config, tls, None, &resolver)?;
+    let anonymous = client(config, tls, None, &resolver)?;
     let configured = match &tls.identity {
         None => anonymous.clone(),
-        Some(identity) => pair(config, tls, Some(identity), &resolver)?,
+        Some(identity) => client(config, tls, Some(identity), &resolver)?,
     };
     let mut token_realms: Vec<_> = config
         .token_realms
@@ -150,32 +149,24 @@ fn proxy_host(config: &UpstreamConfig) -> HashSet<String> {
     host.map(str::to_owned).into_iter().collect()
 }
 
-fn pair(
+fn client(
     config: &UpstreamConfig,
     tls: &Tls,
     identity: Option<&Identity>,
     resolver: &Resolver,
-) -> Result<Pair, Mistake> {
-    let with_windows = |builder: ClientBuilder, (stream, connection): (u32, u32)| {
-        builder
-            .http2_initial_stream_window_size(stream)
-            .http2_initial_connection_window_size(connection)
-            .http2_keep_alive_interval(HTTP2_PING)
-            .http2_keep_alive_timeout(HTTP2_PING)
-    };
-    let base = || base(config, resolver);
-    let api = || Ok(with_windows(base()?, API_WINDOWS));
-    let blobs = || {
+) -> Result<Client, Mistake> {
+    let builder = || {
+        let base = base(config, resolver)?;
         Ok(if config.http2 {
-            with_windows(base()?, BLOB_WINDOWS)
+            base.http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keep_alive_interval(HTTP2_PING)
+                .http2_keep_alive_timeout(HTTP2_PING)
         } else {
-            base()?.http1_only()
+            base.http1_only()
         })
     };
-    Ok(Pair {
-        api: client(&api, tls, identity)?,
-        blobs: client(&blobs, tls, identity)?,
-    })
+    super::tls::client(&builder, tls, identity)
 }
 
 /// What all clients have in common. Each silent step has a deadline of its own in `transport`.

@@ -130,7 +130,7 @@ impl Attempt<'_> {
         };
         let (mut url, mut own) = (request.url.clone(), true);
         for _ in 0..=MAX_HOPS {
-            let client = self.shared.client(self.call.identity, self.kind);
+            let client = self.shared.client(self.call.identity);
             let mut builder = client
                 .request(request.method.clone(), url.clone())
                 .headers(request.headers.clone());
