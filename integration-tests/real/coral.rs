@@ -42,7 +42,9 @@ impl Config {
     /// The same with further keys of the upstream, each ending with a comma.
     pub(crate) fn with_policy(upstream: &Upstream, more: &str) -> Self {
         let value = upstream.configured(more);
-        Self::new(UPSTREAM, &value).and("docker.io", &value)
+        Self::new(UPSTREAM, &value)
+            .and("docker.io", &value)
+            .more("defaultUpstream: docker.io\n")
     }
 
     /// One more upstream.

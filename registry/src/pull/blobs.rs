@@ -98,17 +98,35 @@ impl Puller {
         Ok(Ensure::Running(self.0.transfers.follow(&transfer)))
     }
 
-    /// What is known of the bytes. An index that does not know asks the store before anybody asks the upstream.
+    /// What is known of the bytes. An index that does not know asks the store before anybody asks the upstream; what
+    /// only the store knows is hashed before it is believed.
     async fn present(&self, digest: &Digest) -> Option<BlobRow> {
         let index = &self.0.index;
-        match known(index.blob(digest).await) {
-            Some(row) => (row.state == BlobState::Present).then_some(row),
-            None => {
-                let stored = self.0.blobs.open(digest).await.ok().flatten()?;
-                let _ = index.put_blob(digest, stored.size(), false, false).await;
-                known(index.blob(digest).await)
-            }
+        if let Some(row) = known(index.blob(digest).await) {
+            return (row.state == BlobState::Present).then_some(row);
         }
+        let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+        if !self.is_sound(digest, &stored).await {
+            self.discard(
+                digest,
+                "the index does not know it, and its bytes do not match its digest",
+            )
+            .await;
+            return None;
+        }
+        let _ = index.put_blob(digest, stored.size(), false, false).await;
+        known(index.blob(digest).await)
+    }
+
+    /// Does the file hold what its name says? Found out once at a time.
+    async fn is_sound(&self, digest: &Digest, stored: &Arc<StoredBlob>) -> bool {
+        let ask = || survived(Arc::clone(&self.0), *digest, Arc::clone(stored));
+        self.0
+            .healing
+            .join(digest, ask)
+            .answer
+            .await
+            .unwrap_or(false)
     }
 
     /// The open blob, if its bytes are what the index says (H-43) and survived what happened since (H-09).
@@ -117,10 +135,7 @@ impl Puller {
         if !self.0.index.suspect(row) || self.0.sound.contains_key(digest) {
             return Some(stored);
         }
-        let flight = self.0.healing.join(digest, || {
-            survived(Arc::clone(&self.0), *digest, Arc::clone(&stored))
-        });
-        if flight.answer.await.unwrap_or(false) {
+        if self.is_sound(digest, &stored).await {
             return Some(stored);
         }
         self.discard(digest, "it did not survive a power loss")
@@ -268,9 +283,13 @@ impl Puller {
             .map_err(|_| PullError::Timeout("no upstream answered for this blob".to_owned()))?;
         let size = opened.map_err(|error| transfer_error(&error, Kind::Blob))?;
         let digest = transfer.digest();
+        let is_public = async || {
+            let stored = known(self.0.index.blob(digest).await);
+            transfer.is_public() || stored.is_some_and(|row| row.public)
+        };
         if !transfer.is_detached_from_start()
             && !transfer.was_delivered_by(cap.repo())
-            && !self.is_proven(cap, digest, transfer.is_public()).await
+            && !self.is_proven(cap, digest, is_public().await).await
         {
             self.prove(cap, digest).await?;
         }

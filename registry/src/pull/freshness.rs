@@ -39,8 +39,11 @@ pub fn may_serve_stale(row: &TagRow, policy: &Policy, now: Timestamp) -> bool {
     age(row.checked, now).is_none_or(|age| age <= policy.stale_if_error)
 }
 
-/// How long ago; `None` when that lies in the future.
+/// How long ago; `None` when nobody knows: it lies in the future, or it was lost with the index, which writes the epoch.
 pub fn age(since: Timestamp, now: Timestamp) -> Option<Duration> {
+    if since == Timestamp::UNIX_EPOCH {
+        return None;
+    }
     Duration::try_from(now.duration_since(since)).ok()
 }
 
@@ -150,5 +153,17 @@ mod tests {
         assert!(may_serve_stale(&row(at(0)), &policy, at(-day)));
         assert!(may_serve_stale(&row(at(0)), &policy, at(day)));
         assert!(!may_serve_stale(&row(at(0)), &policy, at(31 * day)));
+    }
+
+    /// H-31: a tag whose age was lost with the index is checked once, and served if nobody can say.
+    #[test]
+    fn h31_a_lost_age_is_no_evidence() {
+        let lost = row(Timestamp::UNIX_EPOCH);
+        let repo = "docker.io/library/nginx".parse().unwrap();
+        assert_eq!(
+            freshness(&repo, &Tag::latest(), &lost, &policy(), at(0)),
+            Freshness::Check
+        );
+        assert!(may_serve_stale(&lost, &policy(), at(0)));
     }
 }

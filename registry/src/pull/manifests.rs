@@ -51,7 +51,7 @@ impl Puller {
         }
     }
 
-    async fn by_digest(
+    pub(super) async fn by_digest(
         &self,
         cap: &ReadCap,
         digest: &Digest,

@@ -43,7 +43,7 @@ impl Puller {
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
         match self.check(cap, tag, &row).await {
-            Verdict::Confirmed => self.by_digest_or_stale(cap, &row, want).await,
+            Verdict::Confirmed => self.by_digest(cap, &row.digest, want).await,
             Verdict::Moved { head, origin } => {
                 self.moved(cap, tag, &row, want, (&head, &origin)).await
             }
@@ -104,21 +104,6 @@ impl Puller {
             |_| timeout(),
             |answer| answer.unwrap_or_else(|| Verdict::Unknown(interrupted())),
         )
-    }
-
-    async fn by_digest_or_stale(
-        &self,
-        cap: &ReadCap,
-        row: &TagRow,
-        want: Want,
-    ) -> Result<ManifestAnswer, PullError> {
-        match self.held(cap, &row.digest, want).await {
-            Some(answer) => Ok(answer),
-            None => self
-                .fetch(cap, &ManifestRef::Digest(row.digest))
-                .await
-                .map(|answer| trim(answer, want)),
-        }
     }
 
     /// A HEAD is answered with what the upstream's HEAD said: a GET costs there. A GET fetches the new manifest, and

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coral_schema::oci::Digest;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::download::{Download, Origins, Part, Source};
 use super::table::Permit;
 use super::{Detached, Phase, Shared, Transfer, TransferError};
+use crate::index::BlobState;
 use crate::store::key::{Entry, RecordKey};
-use crate::store::{Spool, StoreError, VerifiedSpool};
+use crate::store::{Spool, StoreError, StoredBlob, VerifiedSpool};
+use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// Runs a transfer to its end.
 pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
@@ -42,22 +45,15 @@ impl From<TransferError> for Ending {
 }
 
 async fn fill(shared: &Arc<Shared>, transfer: &Arc<Transfer>) -> Result<(), Ending> {
-    let spool = open_spool(shared, transfer).await?;
+    // Another transfer may have ended between this one's last look at the store and its start.
+    if let Some(stored) = stored(shared, &transfer.digest).await {
+        transfer.found(&stored);
+        return Ok(());
+    }
+    let (mut download, spool) = connect(shared, transfer).await?;
     let resumed = spool.resumed();
     // A reader can only ask for the file once the phase says that there is one.
     let _ = transfer.file.set(spool.reader());
-    let part = Part {
-        start: spool.offset(),
-        end: None,
-        size: spool.size(),
-    };
-    let origins = Origins::Of(Arc::clone(transfer));
-    let mut download = Download::new(shared, transfer.digest, transfer.priority, origins, part);
-    if part.size == Some(part.start) && resumed {
-        download.confirm().await?;
-    } else {
-        download.open().await?;
-    }
     announce(transfer, &spool, download.size());
     let spool = transport(shared, transfer, &mut download, spool).await?;
     transfer.set_phase_if_announced(Phase::Verifying);
@@ -65,6 +61,74 @@ async fn fill(shared: &Arc<Shared>, transfer: &Arc<Transfer>) -> Result<(), Endi
     let verified = verify(shared, transfer, &sources, spool, resumed)?;
     publish(shared, transfer, &sources, verified).await;
     Ok(())
+}
+
+/// The blob, if index and store agree that it is there.
+async fn stored(shared: &Shared, digest: &Digest) -> Option<Arc<StoredBlob>> {
+    let row = shared.index.blob(digest).await.ok()??;
+    if row.state != BlobState::Present || shared.index.suspect(&row) {
+        return None;
+    }
+    let stored = shared.store.open(digest).await.ok()??;
+    (stored.size() == row.size).then_some(stored)
+}
+
+/// A part file, and a source that goes on where it ends. A part that no source goes on with is dropped: it may be of
+/// another length than the blob.
+async fn connect(
+    shared: &Arc<Shared>,
+    transfer: &Arc<Transfer>,
+) -> Result<(Download, Spool), Ending> {
+    let mut spool = open_spool(shared, transfer).await?;
+    loop {
+        let mut download = begin(shared, transfer, &spool);
+        let opened = if is_complete(&spool) {
+            download.confirm().await
+        } else {
+            download.open().await
+        };
+        match opened {
+            Ok(()) => return Ok((download, spool)),
+            Err(TransferError::Upstream(errors)) if spool.offset() > 0 && refuse_range(&errors) => {
+                tracing::info!(digest = %transfer.digest, "a part file does not fit the upstream's blob, starting over");
+                spool = empty(spool).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn begin(shared: &Arc<Shared>, transfer: &Arc<Transfer>, spool: &Spool) -> Download {
+    // What a former source said of the length binds nobody, unless all of it is here.
+    let size = spool.size().filter(|_| is_complete(spool));
+    let part = Part {
+        start: spool.offset(),
+        end: None,
+        size,
+    };
+    let origins = Origins::Of(Arc::clone(transfer));
+    Download::new(shared, transfer.digest, transfer.priority, origins, part)
+}
+
+fn is_complete(spool: &Spool) -> bool {
+    spool.resumed() && spool.size() == Some(spool.offset())
+}
+
+fn refuse_range(errors: &[UpstreamError]) -> bool {
+    let refuses = |error: &UpstreamError| {
+        matches!(
+            error.kind,
+            UpstreamErrorKind::Status(416) | UpstreamErrorKind::Protocol(_)
+        )
+    };
+    errors.iter().any(refuses)
+}
+
+async fn empty(mut spool: Spool) -> Result<Spool, TransferError> {
+    let reset = tokio::task::spawn_blocking(move || spool.reset().map(|()| spool)).await;
+    reset
+        .map_err(|_| TransferError::Interrupted)?
+        .map_err(|_| TransferError::Interrupted)
 }
 
 async fn open_spool(shared: &Shared, transfer: &Transfer) -> Result<Spool, Ending> {
@@ -83,10 +147,7 @@ async fn open_spool(shared: &Shared, transfer: &Transfer) -> Result<Spool, Endin
         Ending::Detached(Arc::new(Detached { offset: 0, hasher }))
     })?;
     if shared.suspects.must_fetch_whole(&transfer.digest) && spool.offset() > 0 {
-        let reset = tokio::task::spawn_blocking(move || spool.reset().map(|()| spool)).await;
-        spool = reset
-            .map_err(|_| TransferError::Interrupted)?
-            .map_err(|_| TransferError::Interrupted)?;
+        spool = empty(spool).await?;
     }
     Ok(spool)
 }
@@ -103,6 +164,15 @@ fn announce(transfer: &Transfer, spool: &Spool, size: Option<u64>) {
 }
 
 impl Transfer {
+    /// The blob is stored already: readers take it from there.
+    fn found(&self, stored: &StoredBlob) {
+        let _ = self.file.set(stored.reader());
+        self.progress.send_modify(|progress| {
+            progress.watermark = stored.size();
+            progress.size = Some(stored.size());
+        });
+    }
+
     /// An empty blob goes from connecting to its end, without letting readers send headers in between.
     fn set_phase_if_announced(&self, phase: Phase) {
         if self.progress.borrow().size != Some(0) {

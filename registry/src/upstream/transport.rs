@@ -14,7 +14,7 @@ use super::metrics::Meter;
 use super::{UpstreamError, UpstreamErrorKind};
 
 /// Longest explanation of a broken connection, characters: it goes to logs and clients.
-const LONGEST_CAUSE: usize = 200;
+const LONGEST_CAUSE: usize = 300;
 
 /// Why an exchange gave no answer.
 #[derive(Debug)]
@@ -68,6 +68,9 @@ fn cause(error: reqwest::Error) -> Arc<str> {
     }
     if text.is_empty() {
         text = error.to_string();
+    }
+    if text.contains("invalid peer certificate") {
+        text.push_str("; if its authority is private, name it under tls.ca of this upstream");
     }
     text.chars().take(LONGEST_CAUSE).collect::<String>().into()
 }
