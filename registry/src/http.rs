@@ -9,6 +9,7 @@
 //! event per request. Request bodies are not read.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use coral_schema::process::serve::Peer;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use prometheus_client::registry::Registry;
@@ -78,7 +80,11 @@ impl Http {
     ) -> Result<ReadCap, Failure> {
         let repo = self.access.resolve(asked.ns.as_deref(), path)?;
         asked.entry.repo = Some(repo.clone());
-        Ok(self.access.read(repo, probe).await?)
+        let cap = self.access.read(repo, probe).await?;
+        Ok(match asked.client {
+            Some(client) => cap.with_client(client),
+            None => cap,
+        })
     }
 }
 
@@ -88,6 +94,8 @@ struct Asked<'a> {
     head: bool,
     headers: &'a HeaderMap,
     query: Query<'a>,
+    /// Where the client is.
+    client: Option<IpAddr>,
     /// The registry that a mirror request means.
     ns: Option<Cow<'a, str>>,
     entry: Entry,
@@ -138,6 +146,7 @@ async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
         head: parts.method == Method::HEAD,
         headers: &parts.headers,
         query,
+        client: parts.extensions.get().map(|Peer(address)| address.ip()),
         ns: query.get("ns"),
         entry: Entry::new(Arc::clone(&http.log), parts.method.clone()),
     };
@@ -190,6 +199,7 @@ fn respond(answer: Answer, asked: Asked<'_>) -> Response {
         head,
         headers: _,
         query: _,
+        client: _,
         ns,
         mut entry,
     } = asked;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,7 +25,9 @@ const ANONYMOUS: &str = "anonymous";
 impl CredentialId {
     /// No credential.
     pub fn anonymous() -> Self {
-        Self(ANONYMOUS.into())
+        // Every request asks who its upstream would see.
+        static ID: LazyLock<Arc<str>> = LazyLock::new(|| ANONYMOUS.into());
+        Self(Arc::clone(&ID))
     }
 
     /// Is it none?

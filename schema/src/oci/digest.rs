@@ -88,13 +88,19 @@ impl Digest {
 
     /// The part after the colon.
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
-        self.bytes()
-            .iter()
-            .fold(String::with_capacity(128), |mut text, byte| {
-                write!(text, "{byte:02x}").expect("writing to a String does not fail");
-                text
-            })
+        self.with_hex(str::to_owned)
+    }
+
+    /// Every answer prints a digest, so it is done without a heap.
+    fn with_hex<T>(&self, take: impl FnOnce(&str) -> T) -> T {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 128];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        let text = &text[..2 * self.bytes().len()];
+        take(std::str::from_utf8(text).expect("hex digits are ASCII"))
     }
 
     fn from_output(algorithm: Algorithm, output: &[u8]) -> Self {
@@ -140,7 +146,9 @@ fn nibble(digit: u8) -> Option<u8> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.name(), self.hex())
+        f.write_str(self.algorithm.name())?;
+        f.write_str(":")?;
+        self.with_hex(|hex| f.write_str(hex))
     }
 }
 
