@@ -108,6 +108,7 @@ impl Attempt<'_> {
                 Next::Take => return Ok((response, tried)),
                 Next::Again => {}
                 Next::Authenticate => {
+                    let response = transport::settled(response).await;
                     match self.answer_challenge(&response, authorization).await? {
                         Some(next) => authorization = Some(next),
                         None => return Ok((response, tried)),
@@ -154,10 +155,9 @@ impl Attempt<'_> {
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((response, own));
             }
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .ok_or_else(|| forbidden("it has no Location"))?;
+            let response = transport::settled(response).await;
+            let location = response.headers().get(LOCATION);
+            let location = location.ok_or_else(|| forbidden("it has no Location"))?;
             let hop = redirect::follow(&url, self.shared.nearness.get(), location.as_bytes())
                 .map_err(forbidden)?;
             own &= hop.same_origin;

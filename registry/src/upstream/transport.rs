@@ -16,6 +16,11 @@ use super::{UpstreamError, UpstreamErrorKind};
 /// Longest explanation of a broken connection, characters: it goes to logs and clients.
 const LONGEST_CAUSE: usize = 300;
 
+/// Longest body that is read only to keep its connection, bytes: explanations of a 401, links of a redirect.
+const SHORT: usize = 64 << 10;
+/// How long that may take.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Why an exchange gave no answer.
 #[derive(Debug)]
 pub(super) enum Unanswered {
@@ -110,6 +115,25 @@ pub(super) async fn body(
         ));
     }
     Ok(body.freeze())
+}
+
+/// The same answer with its body read, if it is short, so that its connection can carry the next request.
+pub(super) async fn settled(mut response: Response) -> Response {
+    let mut body = BytesMut::new();
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            body.extend_from_slice(&chunk);
+            if body.len() > SHORT {
+                break;
+            }
+        }
+    };
+    // A body that does not come costs a connection, not the time of a client.
+    let _ = timeout(SETTLE, read).await;
+    let mut settled = http::Response::new(body.freeze());
+    *settled.status_mut() = response.status();
+    *settled.headers_mut() = std::mem::take(response.headers_mut());
+    Response::from(settled)
 }
 
 /// What a blob's body needs while it arrives.
