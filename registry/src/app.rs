@@ -265,4 +265,4 @@ fn follow_configuration(
 /// How long background work may take to end after the last response.
 const LAST_TASKS: Duration = Duration::from_secs(5);
 /// Silence of the index thread after which the process should be restarted.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);

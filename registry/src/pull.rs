@@ -152,7 +152,7 @@ impl Puller {
                 .max_capacity(10_000)
                 .time_to_live(REFERRERS_TTL)
                 .build(),
-            room: Semaphore::new(ROOM_MIB),
+            room: Semaphore::new(ROOM_MIB as usize),
         }))
     }
 
@@ -209,11 +209,11 @@ impl Clock {
 /// Memory of a cached manifest besides its bytes.
 const OVERHEAD: usize = 256;
 /// A tag that was only looked up by HEAD is forgotten after this time; its client has its manifest within seconds.
-const PENDING: Duration = Duration::from_secs(600);
+const PENDING: Duration = Duration::from_mins(10);
 /// How long referrers are answered without asking: a fresh signature must be seen soon (H-39).
-const REFERRERS_TTL: Duration = Duration::from_secs(60);
+const REFERRERS_TTL: Duration = Duration::from_mins(1);
 /// MiB of manifests that may be on their way at once.
-const ROOM_MIB: usize = 64;
+const ROOM_MIB: u32 = 64;
 /// Longest wait for a manifest in all.
 const MANIFEST_TOTAL: Duration = Duration::from_secs(10);
 

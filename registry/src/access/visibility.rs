@@ -254,8 +254,8 @@ fn age(since: Timestamp) -> Duration {
 }
 
 /// A public repository is checked again after this time.
-const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
+const RENEW_AFTER: Duration = Duration::from_hours(24);
 /// A refusal is checked again after this time.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_mins(1);
 /// When a client may try again after nobody could say.
 const RETRY: Duration = Duration::from_secs(10);

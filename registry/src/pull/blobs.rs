@@ -76,7 +76,7 @@ impl Puller {
         {
             return Ok(answer);
         }
-        let answer = self.from_transfer(cap, digest, range).await;
+        let answer = self.while_it_arrives(cap, digest, range).await;
         if let Err(error) = &answer {
             self.0.negative.note(cap, &digest.to_string(), error);
         }
@@ -222,7 +222,7 @@ impl Puller {
         }
     }
 
-    async fn from_transfer(
+    async fn while_it_arrives(
         &self,
         cap: &ReadCap,
         digest: &Digest,
@@ -341,11 +341,11 @@ async fn survived(shared: Arc<Shared>, digest: Digest, stored: Arc<StoredBlob>) 
             return false;
         };
         offset += chunk.len() as u64;
-        let hashed = tokio::task::spawn_blocking(move || {
+        let step = tokio::task::spawn_blocking(move || {
             hasher.update(&chunk);
             hasher
         });
-        let Ok(back) = hashed.await else { return false };
+        let Ok(back) = step.await else { return false };
         hasher = back;
     }
     let right = hasher.finish() == digest;

@@ -64,7 +64,7 @@ pub(super) fn interrupted() -> PullError {
 
 const SOON: Duration = Duration::from_secs(1);
 /// For a 429 that does not say how long.
-const A_MINUTE: Duration = Duration::from_secs(60);
+const A_MINUTE: Duration = Duration::from_mins(1);
 
 #[cfg(test)]
 mod tests {

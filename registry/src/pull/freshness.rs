@@ -80,9 +80,9 @@ mod tests {
             allow: Vec::new(),
             deny: Vec::new(),
             tags: vec![rule("*:v?*", 3600), rule("*", 300)],
-            stale_if_error: Duration::from_secs(720 * 3600),
+            stale_if_error: Duration::from_hours(720),
             on_missing: OnMissing::Serve,
-            revoke_grace: Duration::from_secs(3600),
+            revoke_grace: Duration::from_hours(1),
             visibility: VisibilityMode::Auto,
         }
     }

@@ -8,7 +8,7 @@ use coral_schema::oci::{Digest, Manifest, ManifestRef, Tag};
 
 use super::failure::{interrupted, pull_error};
 use super::freshness::{Freshness, freshness};
-use super::recorder::Fact;
+use super::recorder::{Fact, NewManifest};
 use super::{
     Kind, MANIFEST_TOTAL, ManifestAnswer, Outcome, PullError, Puller, ROOM_MIB, Shared, Want, known,
 };
@@ -181,7 +181,7 @@ impl Puller {
             ));
         };
         let origin = cap.upstream().endpoints[answer.endpoint].url();
-        match self.from_head(cap, reference, &head, origin).await {
+        match self.answer_of_head(cap, reference, &head, origin).await {
             Some(answer) => Ok(answer),
             // An upstream that does not say digest or length in a HEAD has to be asked for the bytes.
             None => self
@@ -195,7 +195,7 @@ impl Puller {
     }
 
     /// The answer that an upstream's HEAD allows, and a note of what its tag means.
-    pub(super) async fn from_head(
+    pub(super) async fn answer_of_head(
         &self,
         cap: &ReadCap,
         reference: &ManifestRef,
@@ -274,7 +274,7 @@ async fn fetch(
     let limit = shared.config.load().manifest_max_bytes;
     let mebibytes = u32::try_from(limit.div_ceil(1 << 20))
         .unwrap_or(u32::MAX)
-        .min(ROOM_MIB as u32);
+        .min(ROOM_MIB);
     let room = tokio::time::timeout(MANIFEST_TOTAL, shared.room.acquire_many(mebibytes));
     let _room = room
         .await
@@ -368,13 +368,13 @@ async fn note(
     {
         tracing::warn!(%repo, %digest, %error, "the index did not take a manifest");
     }
-    let fact = Fact::Manifest {
+    let fact = Fact::Manifest(NewManifest {
         repo: repo.clone(),
         manifest,
         row: Arc::clone(&row),
         origin: origin.into(),
         public: cap.is_public(),
-    };
+    });
     shared.recorder.note(fact).await;
     match reference {
         ManifestRef::Tag(tag) => {

@@ -67,4 +67,4 @@ pub(super) fn unknown_blob() -> PullError {
     PullError::NotFound(Kind::Blob)
 }
 
-const REFUSED_TTL: Duration = Duration::from_secs(60);
+const REFUSED_TTL: Duration = Duration::from_mins(1);

@@ -24,14 +24,8 @@ use crate::store::{BlobStore, RecordStore, StoreError, VerifiedManifest};
 /// Something to write down.
 #[derive(Debug)]
 pub(super) enum Fact {
-    /// A manifest of a repository, with its bytes.
-    Manifest {
-        repo: RepoKey,
-        manifest: VerifiedManifest,
-        row: Arc<ManifestRow>,
-        origin: Arc<str>,
-        public: bool,
-    },
+    /// A manifest of a repository.
+    Manifest(NewManifest),
     /// What a tag means, and the manifest that it means.
     Tag {
         repo: RepoKey,
@@ -41,6 +35,18 @@ pub(super) enum Fact {
     },
     /// The upstream confirmed that a repository has a digest.
     Member { repo: RepoKey, digest: Digest },
+}
+
+/// A manifest that was fetched, with its bytes.
+#[derive(Debug)]
+pub(super) struct NewManifest {
+    pub(super) repo: RepoKey,
+    pub(super) manifest: VerifiedManifest,
+    pub(super) row: Arc<ManifestRow>,
+    /// Which endpoint it came from.
+    pub(super) origin: Arc<str>,
+    /// May the anonymous public read the repository?
+    pub(super) public: bool,
 }
 
 /// The queue in front of the writing task.
@@ -99,13 +105,7 @@ struct Writer {
 impl Writer {
     async fn write(&self, fact: Fact) {
         let written = match fact {
-            Fact::Manifest {
-                repo,
-                manifest,
-                row,
-                origin,
-                public,
-            } => self.manifest(&repo, &manifest, &row, &origin, public).await,
+            Fact::Manifest(new) => self.manifest(&new).await,
             Fact::Tag {
                 repo,
                 tag,
@@ -125,22 +125,22 @@ impl Writer {
         }
     }
 
-    async fn manifest(
-        &self,
-        repo: &RepoKey,
-        manifest: &VerifiedManifest,
-        row: &ManifestRow,
-        origin: &str,
-        public: bool,
-    ) -> Result<(), StoreError> {
+    async fn manifest(&self, new: &NewManifest) -> Result<(), StoreError> {
+        let NewManifest {
+            repo,
+            manifest,
+            row,
+            origin,
+            public,
+        } = new;
         let digest = *manifest.digest();
-        self.repository(repo, public).await?;
+        self.repository(repo, *public).await?;
         // From here until the row is there, eviction leaves the digest alone.
         let _publishing = self.index.publishing(&digest).await;
         self.blobs.put_manifest(manifest).await?;
         if let Err(error) = self
             .index
-            .put_blob(&digest, manifest.bytes().len() as u64, public, true)
+            .put_blob(&digest, manifest.bytes().len() as u64, *public, true)
             .await
         {
             tracing::warn!(%digest, %error, "the index did not take a manifest; it will be found in the store");

@@ -33,6 +33,14 @@ pub(super) enum Verdict {
     Unknown(PullError),
 }
 
+/// A tag that is held, and what the client wants of it.
+#[derive(Debug, Clone, Copy)]
+struct Held<'a> {
+    tag: &'a Tag,
+    row: &'a TagRow,
+    want: Want,
+}
+
 impl Puller {
     /// A tag as the upstream has it now, however fresh it is here; what is held when the upstream cannot be asked.
     pub async fn refreshed(&self, cap: &ReadCap, tag: &Tag) -> Result<ManifestAnswer, PullError> {
@@ -51,33 +59,29 @@ impl Puller {
         row: Arc<TagRow>,
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
+        let held = Held {
+            tag,
+            row: &row,
+            want,
+        };
         match self.check(cap, tag, &row).await {
             Verdict::Confirmed => self.by_digest(cap, &row.digest, want).await,
-            Verdict::Moved { head, origin } => {
-                self.moved(cap, tag, &row, want, (&head, &origin)).await
-            }
+            Verdict::Moved { head, origin } => self.moved(cap, held, &head, &origin).await,
             Verdict::Missing if cap.upstream().policy.on_missing == OnMissing::Refuse => {
                 Err(PullError::NotFound(Kind::Manifest))
             }
             Verdict::Missing => {
                 self.0.metrics.stale(StaleReason::Missing);
-                self.stale(
-                    cap,
-                    &row,
-                    want,
-                    "the upstream does not have this tag any more",
-                )
-                .await
+                let text = "the upstream does not have this tag any more";
+                self.stale(cap, &row, want, text).await
             }
             Verdict::Refused(error) => {
-                let text = "the upstream refuses access";
-                self.stale_or(cap, &row, want, (StaleReason::Refused, text), error)
-                    .await
+                let why = (StaleReason::Refused, "the upstream refuses access");
+                self.stale_or(cap, held, why, error).await
             }
             Verdict::Unknown(error) => {
-                let text = "the upstream could not be asked";
-                self.stale_or(cap, &row, want, (StaleReason::Unreachable, text), error)
-                    .await
+                let why = (StaleReason::Unreachable, "the upstream could not be asked");
+                self.stale_or(cap, held, why, error).await
             }
         }
     }
@@ -120,13 +124,13 @@ impl Puller {
     async fn moved(
         &self,
         cap: &ReadCap,
-        tag: &Tag,
-        row: &TagRow,
-        want: Want,
-        (head, origin): (&ManifestHead, &str),
+        asked: Held<'_>,
+        head: &ManifestHead,
+        origin: &str,
     ) -> Result<ManifestAnswer, PullError> {
+        let Held { tag, want, .. } = asked;
         let by_tag = ManifestRef::Tag(tag.clone());
-        if let Some(answer) = self.from_head(cap, &by_tag, head, origin).await
+        if let Some(answer) = self.answer_of_head(cap, &by_tag, head, origin).await
             && want == Want::Head
         {
             return Ok(answer);
@@ -143,7 +147,7 @@ impl Puller {
             Ok(answer) => Ok(trim(answer, want)),
             Err(error) => {
                 let text = "the tag has moved, but its new manifest could not be fetched";
-                self.stale_or(cap, row, want, (StaleReason::Unreachable, text), error)
+                self.stale_or(cap, asked, (StaleReason::Unreachable, text), error)
                     .await
             }
         }
@@ -152,8 +156,7 @@ impl Puller {
     async fn stale_or(
         &self,
         cap: &ReadCap,
-        row: &TagRow,
-        want: Want,
+        Held { row, want, .. }: Held<'_>,
         (reason, text): (StaleReason, &str),
         error: PullError,
     ) -> Result<ManifestAnswer, PullError> {

@@ -97,7 +97,7 @@ impl Default for RangeLedger {
         Self(
             Cache::builder()
                 .max_capacity(10_000)
-                .time_to_idle(Duration::from_secs(3600))
+                .time_to_idle(Duration::from_hours(1))
                 .build(),
         )
     }

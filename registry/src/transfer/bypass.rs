@@ -54,7 +54,7 @@ impl Transfers {
             shared: Arc::clone(&self.0),
             digest: *digest,
             origin,
-            position: 0,
+            start: 0,
             end: None,
             whole: true,
         };
@@ -121,11 +121,11 @@ pub(super) struct Continuation {
 impl Continuation {
     pub(super) fn new(from: Position, detached: &Detached, size: Option<u64>) -> Self {
         let part = Part {
-            start: from.position,
+            start: from.start,
             end: from.end,
             size,
         };
-        let seen = detached.offset.saturating_sub(from.position);
+        let seen = detached.offset.saturating_sub(from.start);
         let origins = Origins::Own(from.origin);
         Self {
             download: Download::new(

@@ -197,14 +197,14 @@ async fn transport(
             store(shared, transfer, &in_flight, receiver, spool)
         )
     };
-    let (received, stored) = tokio::select! {
+    let (fetched, stored) = tokio::select! {
         both = both => both,
         () = stopping.cancelled() => return Err(TransferError::Interrupted.into()),
         () = abandoned(shared, transfer) => return Err(TransferError::Abandoned.into()),
     };
     let mut spool = stored?;
     spool.set_size(download.size());
-    if let Err(error) = received {
+    if let Err(error) = fetched {
         save(spool, origins(transfer)).await;
         return Err(error.into());
     }

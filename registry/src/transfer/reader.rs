@@ -139,7 +139,8 @@ impl Reader {
     }
 
     fn count_unverified(&self, now: &Progress, chunk: &Bytes) {
-        if !(self.started_at_zero && self.end.is_none()) && !matches!(now.phase, Phase::Published) {
+        let whole = self.started_at_zero && self.end.is_none();
+        if !whole && !matches!(now.phase, Phase::Published) {
             self.shared.metrics.unverified(chunk.len() as u64);
         }
     }
@@ -154,7 +155,7 @@ pub(super) struct Position {
     pub(super) shared: Arc<Shared>,
     pub(super) digest: coral_schema::oci::Digest,
     pub(super) origin: Origin,
-    pub(super) position: u64,
+    pub(super) start: u64,
     pub(super) end: Option<u64>,
     pub(super) whole: bool,
 }
@@ -165,7 +166,7 @@ impl Continuation {
             shared: Arc::clone(reader.shared()),
             digest: *reader.presence.transfer.digest(),
             origin: reader.origin.clone(),
-            position: reader.position,
+            start: reader.position,
             end: reader.end,
             whole: reader.started_at_zero && reader.end.is_none(),
         };
