@@ -346,6 +346,21 @@ mod tests {
         ));
     }
 
+    proptest::proptest! {
+        /// H-35: total, whatever an upstream sends.
+        #[test]
+        fn h35_total_on_bytes(bytes: Vec<u8>, header in proptest::option::of(".{0,60}")) {
+            let _ = Manifest::parse(&bytes, header.as_deref());
+        }
+
+        #[test]
+        fn h35_total_on_near_manifests(
+            text in r#"(\{|\[|"layers":|"config":|"digest":|"sha256:[a-f0-9]{64}"|"size":|-?[0-9]{1,20}|null|,|\}|\]|"[a-z]{0,4}"){0,40}"#,
+        ) {
+            let _ = Manifest::parse(text.as_bytes(), None);
+        }
+    }
+
     #[rstest::rstest]
     #[case(b"".as_slice())]
     #[case(b"<html>")]
