@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::{Bytes, BytesMut};
 use coral_schema::oci::Digest;
+use http::HeaderMap;
 use serde_json::Value;
 
 use crate::client::Connection;
@@ -68,6 +70,58 @@ pub async fn pull_blob(
     let computed = connection.hash(&mut reply).await?;
     anyhow::ensure!(computed == *digest, "{digest}: the bytes are {computed}");
     Ok(())
+}
+
+/// What a client got for one request.
+#[derive(Debug)]
+pub struct Got {
+    /// The status.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, or what came of it.
+    pub body: Bytes,
+    /// Did the body end as its head had promised?
+    pub clean: bool,
+}
+
+impl Got {
+    /// A header's text; the empty text when it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    /// Is it what a client must never believe to be a blob: anything but 200 with a clean end?
+    pub fn is_refusal(&self) -> bool {
+        self.status != 200 || !self.clean
+    }
+}
+
+/// One GET on a connection of its own, read to its end. Fails only when not even a head came.
+pub async fn get(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Got> {
+    let mut connection = Connection::open(address).await?;
+    let mut reply = connection.get(path, headers).await?;
+    let mut body = BytesMut::new();
+    let clean = loop {
+        match connection.chunk(&mut reply).await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break true,
+            Err(_) => break false,
+        }
+    };
+    Ok(Got {
+        status: reply.status,
+        headers: reply.headers,
+        body: body.freeze(),
+        clean,
+    })
 }
 
 /// Waits until `condition` holds; fails, naming `what`, when it does not within [`PATIENCE`].
