@@ -29,7 +29,7 @@ use crate::pull::{Parts, PullMetrics, Puller};
 use crate::rebuild::{Progress, Rebuild};
 use crate::server::{self, Addresses, Server};
 use crate::store::BlobStore;
-use crate::transfer::{TransferMetrics, Transfers};
+use crate::transfer::{Stores, TransferMetrics, Transfers};
 use crate::upstream::UpstreamMetrics;
 
 mod durability;
@@ -203,8 +203,12 @@ fn pulling(
     metrics: &mut Registry,
     tasks: &Tasks,
 ) -> (Transfers, Puller) {
-    let counters = TransferMetrics::register(metrics, opened.evictor.degraded());
-    let stores = (Arc::clone(&opened.blobs), Arc::clone(&opened.records));
+    let counters = TransferMetrics::register(metrics);
+    let stores = Stores {
+        blobs: Arc::clone(&opened.blobs),
+        records: Arc::clone(&opened.records),
+        room: opened.evictor.room().clone(),
+    };
     let transfers = Transfers::new(
         transfer_config(config),
         stores,

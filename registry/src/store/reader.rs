@@ -87,6 +87,11 @@ impl StoredBlob {
         self.size
     }
 
+    /// Reads the same open file.
+    pub fn reader(&self) -> FileReader {
+        self.reader.clone()
+    }
+
     /// Some of the next `len_hint` bytes from `offset` on, as [`FileReader::read_at`]; empty only at the end. A file that
     /// got shorter than its size is [`StoreError::Damaged`].
     pub fn read(

@@ -4,12 +4,17 @@
 //! ([`store`]); between them at most [`IN_FLIGHT`] bytes wait.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::download::{Download, Origins, Part, Source};
+use super::download::{Download, Source};
+use super::part::{
+    connect, detach, discard, find_stored, has_room, keep_what_is_there, open_spool, origins,
+    report_degraded, reset,
+};
 use super::table::Permit;
 use super::{Detached, Phase, Shared, Transfer, TransferError};
 use crate::store::key::{Entry, RecordKey};
@@ -30,7 +35,7 @@ pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
 }
 
 /// How a fill ends without a published blob.
-enum Ending {
+pub(super) enum Ending {
     Failed(TransferError),
     Detached(Arc<Detached>),
 }
@@ -42,53 +47,24 @@ impl From<TransferError> for Ending {
 }
 
 async fn fill(shared: &Arc<Shared>, transfer: &Arc<Transfer>) -> Result<(), Ending> {
+    if find_stored(shared, transfer).await {
+        return Ok(());
+    }
     let spool = open_spool(shared, transfer).await?;
-    let resumed = spool.resumed();
     // A reader can only ask for the file once the phase says that there is one.
     let _ = transfer.file.set(spool.reader());
-    let part = Part {
-        start: spool.offset(),
-        end: None,
-        size: spool.size(),
-    };
-    let origins = Origins::Of(Arc::clone(transfer));
-    let mut download = Download::new(shared, transfer.digest, transfer.priority, origins, part);
-    if part.size == Some(part.start) && resumed {
-        download.confirm().await?;
-    } else {
-        download.open().await?;
+    let (mut download, spool) = connect(shared, transfer, spool).await?;
+    if download.size().is_some_and(|size| !shared.store.fits(size)) {
+        tracing::info!(digest = %transfer.digest, "larger than the store may be; passed through");
+        return Err(detach(reset(spool).await?));
     }
     announce(transfer, &spool, download.size());
     let spool = transport(shared, transfer, &mut download, spool).await?;
     transfer.set_phase_if_announced(Phase::Verifying);
     let sources = download.into_used();
-    let verified = verify(shared, transfer, &sources, spool, resumed)?;
+    let verified = verify(shared, transfer, &sources, spool)?;
     publish(shared, transfer, &sources, verified).await;
     Ok(())
-}
-
-async fn open_spool(shared: &Shared, transfer: &Transfer) -> Result<Spool, Ending> {
-    let full = if shared.store.may_fill() {
-        None
-    } else {
-        Some(StoreError::Full)
-    };
-    let opened = match full {
-        Some(error) => Err(error),
-        None => shared.store.spool(&transfer.digest).await,
-    };
-    let mut spool = opened.map_err(|error| {
-        report_degraded(shared, &error);
-        let hasher = coral_schema::oci::Hasher::new(transfer.digest.algorithm());
-        Ending::Detached(Arc::new(Detached { offset: 0, hasher }))
-    })?;
-    if shared.suspects.must_fetch_whole(&transfer.digest) && spool.offset() > 0 {
-        let reset = tokio::task::spawn_blocking(move || spool.reset().map(|()| spool)).await;
-        spool = reset
-            .map_err(|_| TransferError::Interrupted)?
-            .map_err(|_| TransferError::Interrupted)?;
-    }
-    Ok(spool)
 }
 
 /// Lets the waiting readers send their headers. An empty blob is verified first: its headers are its whole body.
@@ -121,22 +97,21 @@ async fn transport(
     let in_flight = Semaphore::new(IN_FLIGHT);
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let stopping = shared.tasks.stopping();
+    // When the store fails, the readers are not kept waiting for what the network has next.
     let both = async {
-        tokio::join!(
-            receive(download, &in_flight, sender),
+        tokio::try_join!(
+            async { Ok(receive(download, &in_flight, sender).await) },
             store(shared, transfer, &in_flight, receiver, spool)
         )
     };
-    let (received, stored) = tokio::select! {
-        both = both => both,
+    let (downloaded, mut spool) = tokio::select! {
+        both = both => both?,
         () = stopping.cancelled() => return Err(TransferError::Interrupted.into()),
         () = abandoned(shared, transfer) => return Err(TransferError::Abandoned.into()),
     };
-    let mut spool = stored?;
     spool.set_size(download.size());
-    if let Err(error) = received {
-        save(spool, origins(transfer)).await;
-        return Err(error.into());
+    if let Err(error) = downloaded {
+        return Err(keep_what_is_there(spool, transfer, error).await);
     }
     transfer
         .progress
@@ -148,7 +123,7 @@ async fn transport(
 async fn abandoned(shared: &Shared, transfer: &Transfer) {
     loop {
         let changed = transfer.readers_changed.notified();
-        let nobody = transfer.readers.load(std::sync::atomic::Ordering::Acquire) == 0;
+        let nobody = transfer.readers.load(Ordering::Acquire) == 0;
         let (watermark, size) = {
             let progress = transfer.progress.borrow();
             (progress.watermark, progress.size)
@@ -194,6 +169,10 @@ async fn store(
         collect(&mut receiver, &mut batch, spool.offset()).await;
         if batch.is_empty() {
             return Ok(spool);
+        }
+        if !has_room(shared).await {
+            report_degraded(shared, &StoreError::Full);
+            return Err(detach(spool));
         }
         let weights: u32 = batch.iter().map(weight).sum();
         let save = (spool.offset() - saved >= SAVE_EVERY).then(|| origins(transfer));
@@ -255,51 +234,13 @@ async fn write(
     step.await.map_err(|_| TransferError::Interrupted.into())
 }
 
-/// Gives the readers what they need to go on without the store. The file is unlinked; they have it open.
-fn detach(spool: Spool) -> Ending {
-    let detached = Detached {
-        offset: spool.offset(),
-        hasher: spool.hasher(),
-    };
-    discard(spool);
-    Ending::Detached(Arc::new(detached))
-}
-
-fn discard(spool: Spool) {
-    if let Err(error) = spool.discard() {
-        tracing::warn!(%error, "a part file could not be removed; it is dropped at the next start");
-    }
-}
-
-fn report_degraded(shared: &Shared, error: &StoreError) {
-    tracing::warn!(%error, "the store takes no content; clients are served from the upstream until it does");
-    shared.metrics.store_failed();
-}
-
-/// Leaves a part file from which the next demand goes on.
-async fn save(mut spool: Spool, origins: Vec<String>) {
-    let saved = tokio::task::spawn_blocking(move || spool.save_state(&origins)).await;
-    if !matches!(saved, Ok(Ok(()))) {
-        tracing::debug!("state of a part file not saved");
-    }
-}
-
-/// Repositories that the bytes may come from, for whoever looks at a part file.
-fn origins(transfer: &Transfer) -> Vec<String> {
-    transfer
-        .origins()
-        .iter()
-        .map(|origin| origin.repo.to_string())
-        .collect()
-}
-
 fn verify(
     shared: &Shared,
     transfer: &Transfer,
     sources: &[Source],
     spool: Spool,
-    resumed: bool,
 ) -> Result<VerifiedSpool, Ending> {
+    let resumed = spool.resumed();
     let (spool, mismatch) = match spool.verify(&transfer.digest) {
         Ok(verified) => return Ok(verified),
         Err((spool, mismatch)) => (spool, mismatch),
@@ -336,7 +277,7 @@ async fn publish(
         report_degraded(shared, &error);
         return;
     }
-    shared.metrics.store_works();
+    shared.room.works();
     let public = sources.iter().any(|source| source.origin.public);
     let row = shared.index.put_blob(digest, size, public, false).await;
     let mut members = Ok(());
