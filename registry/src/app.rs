@@ -156,6 +156,17 @@ impl App {
         if !self.tasks.stop(LAST_TASKS).await {
             tracing::warn!("some background work did not end in time");
         }
+        // "Clean" promises that everything is on disk (H-09).
+        let syncing = durability::sync(&*self.blobs, &self.index);
+        if !tokio::time::timeout(LAST_SYNC, syncing)
+            .await
+            .unwrap_or(false)
+        {
+            tracing::warn!(
+                "not everything is known to be on disk; after a power loss it is looked at again"
+            );
+            return Ok(self.index.flush().await?);
+        }
         self.index
             .close()
             .await
@@ -266,5 +277,7 @@ fn follow_configuration(
 
 /// How long background work may take to end after the last response.
 const LAST_TASKS: Duration = Duration::from_secs(5);
+/// How long the last sync may take: a Pod has little more time to end.
+const LAST_SYNC: Duration = Duration::from_secs(10);
 /// Silence of the index thread after which the process should be restarted.
 const STUCK: Duration = Duration::from_secs(60);
