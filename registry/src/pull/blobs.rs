@@ -101,14 +101,20 @@ impl Puller {
     /// What is known of the bytes. An index that does not know asks the store before anybody asks the upstream.
     async fn present(&self, digest: &Digest) -> Option<BlobRow> {
         let index = &self.0.index;
-        match known(index.blob(digest).await) {
-            Some(row) => (row.state == BlobState::Present).then_some(row),
-            None => {
-                let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+        let mut row = known(index.blob(digest).await);
+        if row.is_none() {
+            let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+            // Who may read it is known only when all records are back; a row put before would hide it for good.
+            if !index.complete() && !self.0.rebuild.settled().await {
+                return None;
+            }
+            row = known(index.blob(digest).await);
+            if row.is_none() {
                 let _ = index.put_blob(digest, stored.size(), false, false).await;
-                known(index.blob(digest).await)
+                row = known(index.blob(digest).await);
             }
         }
+        row.filter(|row| row.state == BlobState::Present)
     }
 
     /// The open blob, if its bytes are what the index says (H-43) and survived what happened since (H-09).

@@ -39,8 +39,12 @@ pub fn may_serve_stale(row: &TagRow, policy: &Policy, now: Timestamp) -> bool {
     age(row.checked, now).is_none_or(|age| age <= policy.stale_if_error)
 }
 
-/// How long ago; `None` when that lies in the future.
+/// How long ago; `None` when that lies in the future, or is not known: a rebuilt index knows no time of a check and
+/// puts the epoch there.
 pub fn age(since: Timestamp, now: Timestamp) -> Option<Duration> {
+    if since == Timestamp::UNIX_EPOCH {
+        return None;
+    }
     Duration::try_from(now.duration_since(since)).ok()
 }
 
@@ -148,6 +152,8 @@ mod tests {
         let policy = policy();
         let day = 24 * 3600;
         assert!(may_serve_stale(&row(at(0)), &policy, at(-day)));
+        let rebuilt = row(Timestamp::UNIX_EPOCH);
+        assert!(may_serve_stale(&rebuilt, &policy, at(day)), "H-31");
         assert!(may_serve_stale(&row(at(0)), &policy, at(day)));
         assert!(!may_serve_stale(&row(at(0)), &policy, at(31 * day)));
     }
