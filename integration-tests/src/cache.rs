@@ -80,7 +80,10 @@ impl Cache {
     /// The part files of downloads that run or were interrupted.
     pub fn parts(&self) -> Vec<PathBuf> {
         let mut files = entries(&self.data().join("store/spool"));
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "part"));
+        files.retain(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "part")
+        });
         files
     }
 

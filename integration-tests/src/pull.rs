@@ -67,7 +67,8 @@ pub async fn pull_blob(
     let path = format!("/v2/{repository}/blobs/{digest}");
     let mut reply = connection.get(&path, &[]).await?;
     anyhow::ensure!(reply.status == 200, "{digest}: {}", reply.status);
-    let computed = connection.hash(&mut reply).await?;
+    let computed = connection.hash(&mut reply).await;
+    let computed = computed.with_context(|| format!("reading {digest}"))?;
     anyhow::ensure!(computed == *digest, "{digest}: the bytes are {computed}");
     Ok(())
 }
