@@ -1,17 +1,21 @@
 //! `coral-registry` in this process, on ports of its own: what hermetic tests talk to.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use coral_registry::app::{App, Origin};
 use coral_registry::config::{self, Overrides};
+use coral_schema::oci::Digest;
 use coral_schema::process::shutdown::Shutdown;
 use coral_schema::process::tasks::Tasks;
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+
+use crate::client::Connection;
 
 /// A registry that can be stopped and started again on the same data.
 #[derive(Debug)]
@@ -56,6 +60,53 @@ impl Cache {
     /// The data folder.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// The files of the blobs in the store, by digest, whatever is in them.
+    pub fn stored(&self) -> BTreeMap<Digest, PathBuf> {
+        let mut found = BTreeMap::new();
+        for algorithm in entries(&self.data().join("store/v1/blobs")) {
+            for file in entries(&algorithm).iter().flat_map(|first| entries(first)) {
+                let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+                let digest = name(&algorithm).zip(name(&file));
+                let digest = digest.map(|(algorithm, hex)| format!("{algorithm}:{hex}"));
+                let digest = digest.and_then(|digest| digest.parse().ok());
+                found.insert(digest.expect("files of blobs are named by digests"), file);
+            }
+        }
+        found
+    }
+
+    /// The part files of downloads that run or were interrupted.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        let mut files = entries(&self.data().join("store/spool"));
+        files.retain(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "part")
+        });
+        files
+    }
+
+    /// Fails if a file in the store is not what its name says: true at any moment, whatever happens (promise 3).
+    pub fn assert_sound(&self) {
+        for (digest, file) in self.stored() {
+            // Evicted since it was listed.
+            let Ok(bytes) = std::fs::read(&file) else {
+                continue;
+            };
+            assert_eq!(Digest::sha256(&bytes), digest, "{}", file.display());
+        }
+    }
+
+    /// The value of a metric, by its name with labels but without `coral_registry_`; `None` if it is not there.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
+        let mut connection = Connection::open(self.admin()).await?;
+        let mut reply = connection.get("/metrics", &[]).await?;
+        let text = connection.read_all(&mut reply).await?;
+        let text = String::from_utf8_lossy(&text);
+        let wanted = format!("coral_registry_{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&wanted));
+        Ok(value.map(str::parse).transpose()?)
     }
 
     /// The configuration file, to be changed while it runs.
@@ -105,6 +156,13 @@ impl Cache {
     fn running(&self) -> &Running {
         self.running.as_ref().expect("the registry runs")
     }
+}
+
+/// What is in a folder; nothing if there is none.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let found = std::fs::read_dir(folder);
+    let found = found.into_iter().flatten().filter_map(Result::ok);
+    found.map(|entry| entry.path()).collect()
 }
 
 /// Starting and stopping take milliseconds; a loaded machine may need more.

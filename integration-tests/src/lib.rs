@@ -6,6 +6,7 @@ pub mod chaos;
 pub mod client;
 pub mod images;
 pub mod program;
+pub mod pull;
 pub mod registry;
 pub mod upstream;
 mod wire;

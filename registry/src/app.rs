@@ -29,7 +29,7 @@ use crate::pull::{Parts, PullMetrics, Puller};
 use crate::rebuild::{Progress, Rebuild};
 use crate::server::{self, Addresses, Server};
 use crate::store::BlobStore;
-use crate::transfer::{TransferMetrics, Transfers};
+use crate::transfer::{Stores, TransferMetrics, Transfers};
 use crate::upstream::UpstreamMetrics;
 
 mod durability;
@@ -156,8 +156,17 @@ impl App {
         if !self.tasks.stop(LAST_TASKS).await {
             tracing::warn!("some background work did not end in time");
         }
-        // The clean marker says that everything is on disk.
-        durability::sync(&*self.blobs, &self.index).await;
+        // "Clean" promises that everything is on disk (H-09).
+        let syncing = durability::sync(&*self.blobs, &self.index);
+        if !tokio::time::timeout(LAST_SYNC, syncing)
+            .await
+            .unwrap_or(false)
+        {
+            tracing::warn!(
+                "not everything is known to be on disk; after a power loss it is looked at again"
+            );
+            return Ok(self.index.flush().await?);
+        }
         self.index
             .close()
             .await
@@ -205,8 +214,12 @@ fn pulling(
     metrics: &mut Registry,
     tasks: &Tasks,
 ) -> (Transfers, Puller) {
-    let counters = TransferMetrics::register(metrics, opened.evictor.degraded());
-    let stores = (Arc::clone(&opened.blobs), Arc::clone(&opened.records));
+    let counters = TransferMetrics::register(metrics);
+    let stores = Stores {
+        blobs: Arc::clone(&opened.blobs),
+        records: Arc::clone(&opened.records),
+        room: opened.evictor.room().clone(),
+    };
     let transfers = Transfers::new(
         transfer_config(config),
         stores,
@@ -264,5 +277,7 @@ fn follow_configuration(
 
 /// How long background work may take to end after the last response.
 const LAST_TASKS: Duration = Duration::from_secs(5);
+/// How long the last sync may take: a Pod has little more time to end.
+const LAST_SYNC: Duration = Duration::from_secs(10);
 /// Silence of the index thread after which the process should be restarted.
 const STUCK: Duration = Duration::from_mins(1);

@@ -14,9 +14,7 @@ use std::time::Duration;
 use coral_schema::process::tasks::Tasks;
 use futures::StreamExt as _;
 use futures::stream;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::metrics::Metrics;
 use self::policy::{Pressure, Reason, Victim};
 use crate::index::{Index, IndexError};
-use crate::store::{BlobStore, StoreError};
+use crate::store::{BlobStore, Room, StoreError};
 
 mod metrics;
 pub mod policy;
@@ -51,7 +49,7 @@ struct Inner {
     store: Arc<dyn BlobStore>,
     limit: u64,
     metrics: Metrics,
-    wanted: Notify,
+    room: Room,
     /// Was there pressure left after the last round?
     stuck: AtomicBool,
 }
@@ -64,31 +62,27 @@ impl Evictor {
         limit: u64,
         registry: &mut Registry,
     ) -> Self {
+        let room = Room::default();
         Self(Arc::new(Inner {
             index,
             store,
             limit,
-            metrics: Metrics::new(registry, limit),
-            wanted: Notify::new(),
+            metrics: Metrics::new(registry, limit, room.degraded()),
+            room,
             stuck: AtomicBool::new(false),
         }))
     }
 
     /// Starts the task: looks after the store every few seconds, at once when the index sees the limit crossed, and when
-    /// [`Evictor::notify`] says so.
+    /// somebody asks for room.
     pub fn start(&self, tasks: &Tasks) -> JoinHandle<()> {
         let (evictor, stopping) = (self.clone(), tasks.stopping());
         tasks.spawn("evict", async move { evictor.run(stopping).await })
     }
 
-    /// Room is wanted: a write met a full volume.
-    pub fn notify(&self) {
-        self.0.wanted.notify_one();
-    }
-
-    /// The metric `store_degraded`: 1 while the store cannot take what is fetched. Set by whoever finds out.
-    pub fn degraded(&self) -> Gauge {
-        self.0.metrics.degraded.clone()
+    /// Where to ask for room, and to say how the store does.
+    pub fn room(&self) -> &Room {
+        &self.0.room
     }
 
     /// Deletes until there is no pressure left, or nothing that may go. Says how many bytes went.
@@ -114,12 +108,13 @@ impl Evictor {
             if let Err(error) = self.look_after(&mut manifests_seen).await {
                 tracing::warn!(%error, "evicting failed; it is tried again");
             }
+            self.0.room.tried(self.0.store.may_fill());
             // What could not be helped now cannot be helped at once.
             let helped = totals.borrow_and_update().bytes() <= high;
             tokio::select! {
                 () = stopping.cancelled() => return,
                 () = sleep(EVERY) => {}
-                () = self.0.wanted.notified() => {}
+                () = self.0.room.wanted() => {}
                 Ok(_) = totals.wait_for(|totals| totals.bytes() > high), if helped => {}
             }
         }
@@ -149,11 +144,9 @@ impl Evictor {
         } = &*self.0;
         let totals = *index.totals().borrow();
         metrics.set_held(totals);
-        Ok(policy::pressure(
-            totals.bytes(),
-            *limit,
-            store.volume().await?,
-        ))
+        // What is on its way needs its room, too, or a full store would never take another large blob.
+        let held = totals.bytes().saturating_add(store.spool_bytes());
+        Ok(policy::pressure(held, *limit, store.volume().await?))
     }
 
     async fn round(&self, pressure: Pressure) -> Result<u64, Error> {

@@ -146,6 +146,14 @@ impl Rebuild {
             .map_err(|error| (*error).clone())
     }
 
+    /// Waits until everything is back, for as long as a client may wait. Is it?
+    pub async fn settled(&self) -> bool {
+        let index = &self.0.index;
+        let mut progress = self.progress();
+        let _ = timeout(AHEAD_DEADLINE, progress.wait_for(|_| index.complete())).await;
+        index.complete()
+    }
+
     async fn run(&self) {
         let mut losses = self.0.index.replacements();
         loop {

@@ -18,6 +18,7 @@ pub use self::bucket::Bucket;
 pub use self::buffers::{BufferSize, Buffers};
 pub use self::local::LocalStore;
 pub use self::reader::{FileReader, StoredBlob};
+pub use self::room::Room;
 pub use self::space::{Limits, Space};
 pub use self::spool::Spool;
 pub use self::verified::{DigestMismatch, VerifiedManifest, VerifiedSpool};
@@ -30,6 +31,7 @@ pub mod key;
 pub mod local;
 pub mod reader;
 pub mod record;
+pub mod room;
 pub mod space;
 pub mod spool;
 pub mod verified;
@@ -144,6 +146,12 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
 
     /// May fills start and go on? Cheap enough to ask at every step; see [`Space::may_fill`].
     fn may_fill(&self) -> bool;
+
+    /// Could a blob of `size` bytes ever be held?
+    fn fits(&self, size: u64) -> bool;
+
+    /// Bytes of all part files.
+    fn spool_bytes(&self) -> u64;
 
     /// Returns once everything published before is on disk, even after a power loss.
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;

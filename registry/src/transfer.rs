@@ -19,7 +19,7 @@
 //! Who may join is not decided here: callers hand in an [`Origin`] that they may read from.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use coral_schema::admin::TransferState;
@@ -35,7 +35,7 @@ use self::suspects::Suspects;
 use self::table::Table;
 use crate::index::Index;
 use crate::name::RepoKey;
-use crate::store::{BlobStore, FileReader, RecordStore};
+use crate::store::{BlobStore, FileReader, RecordStore, Room};
 use crate::upstream::{Priority, Upstream, UpstreamError};
 
 pub mod budget;
@@ -43,6 +43,7 @@ pub mod bypass;
 mod download;
 mod fill;
 mod metrics;
+mod part;
 pub mod rate;
 pub mod reader;
 mod resume;
@@ -145,6 +146,8 @@ pub struct Transfer {
     origins: Mutex<Vec<Origin>>,
     /// Repositories whose upstream has delivered something of it, and whether they are public.
     delivered: Mutex<Vec<(RepoKey, bool)>>,
+    /// It was stored already, and may be read by everybody.
+    stored_as_public: AtomicBool,
     progress: watch::Sender<Progress>,
     file: OnceLock<FileReader>,
     readers: AtomicUsize,
@@ -166,6 +169,17 @@ pub struct TransferStatus {
     pub rate: Rate,
 }
 
+/// Where transfers put what they fetch.
+#[derive(Debug)]
+pub struct Stores {
+    /// Content.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Proofs of membership.
+    pub records: Arc<dyn RecordStore>,
+    /// Where to ask for room.
+    pub room: Room,
+}
+
 /// All running transfers.
 #[derive(Debug, Clone)]
 pub struct Transfers(Arc<Shared>);
@@ -176,6 +190,7 @@ struct Shared {
     table: Arc<Table>,
     store: Arc<dyn BlobStore>,
     records: Arc<dyn RecordStore>,
+    room: Room,
     index: Index,
     tasks: Tasks,
     config: arc_swap::ArcSwap<TransferConfig>,
@@ -189,15 +204,16 @@ impl Transfers {
     /// No transfers yet.
     pub fn new(
         config: TransferConfig,
-        store: (Arc<dyn BlobStore>, Arc<dyn RecordStore>),
+        stores: Stores,
         index: Index,
         tasks: Tasks,
         metrics: TransferMetrics,
     ) -> Self {
         Self(Arc::new(Shared {
             table: Arc::new(Table::default()),
-            store: store.0,
-            records: store.1,
+            store: stores.blobs,
+            records: stores.records,
+            room: stores.room,
             index,
             tasks,
             config: arc_swap::ArcSwap::from_pointee(config),
@@ -263,6 +279,7 @@ impl Transfer {
             rate: Mutex::new(Rate::new(0, Instant::now())),
             origins: Mutex::new(vec![origin]),
             delivered: Mutex::default(),
+            stored_as_public: AtomicBool::new(false),
             progress: watch::Sender::new(Progress {
                 phase: Phase::Connecting,
                 watermark: 0,
@@ -286,7 +303,8 @@ impl Transfer {
 
     /// May everybody have these bytes: did a public repository deliver some of them?
     pub fn is_public(&self) -> bool {
-        lock(&self.delivered).iter().any(|(_, public)| *public)
+        self.stored_as_public.load(Ordering::Acquire)
+            || lock(&self.delivered).iter().any(|(_, public)| *public)
     }
 
     /// Is this repository one of those that are asked?

@@ -22,16 +22,17 @@ pub(super) async fn sync_forever(
     }
 }
 
-/// Syncs once, and notes that what was published before is on disk.
-pub(super) async fn sync(store: &dyn BlobStore, index: &Index) {
+/// Syncs once, and notes that what was published before is on disk. Is it?
+pub(super) async fn sync(store: &dyn BlobStore, index: &Index) -> bool {
     let before = index.now();
     if let Err(error) = store.sync().await {
         tracing::warn!(%error, "the store could not be synced; it is tried again");
-        return;
+        return false;
     }
     if let Err(error) = index.mark_durable(before).await {
         tracing::warn!(%error, "the index did not note what is on disk");
     }
+    true
 }
 
 /// What a power loss may cost: blobs of this many seconds are hashed again before they are served.

@@ -57,7 +57,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         index: index.clone(),
         space: Arc::clone(&opened.space),
         limit: opened.limit,
-        degraded: opened.evictor.degraded(),
+        degraded: opened.evictor.room().degraded(),
     };
     let names = Arc::clone(&access);
     Admin {

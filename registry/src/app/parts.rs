@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use coral_schema::process::tasks::Tasks;
@@ -41,6 +42,7 @@ pub(super) async fn open(
         limit,
     } = disk;
     let space = Arc::clone(store.space());
+    let parts = store.clone();
     let blobs: Arc<dyn BlobStore> = Arc::new(store);
     let records: Arc<dyn RecordStore> = Arc::new(records);
     let evictor = Evictor::new(index.clone(), Arc::clone(&blobs), limit, metrics);
@@ -48,6 +50,10 @@ pub(super) async fn open(
     report(&state);
     let syncing = durability::sync_forever(Arc::clone(&blobs), index.clone(), tasks.stopping());
     tasks.spawn("sync", syncing);
+    let stopping = tasks.stopping();
+    tasks.spawn("sweep", async move {
+        stopping.run_until_cancelled(sweep(parts)).await
+    });
     let totals = keep_totals(index.clone(), Arc::clone(&space));
     let stopping = tasks.stopping();
     tasks.spawn("totals", async move {
@@ -148,6 +154,19 @@ fn report(state: &OpenState) {
         }
     }
 }
+
+/// Part files that nobody goes on with must not fill the volume of a process that runs for months.
+async fn sweep(store: LocalStore) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        if let Err(error) = store.sweep_parts().await {
+            tracing::warn!(%error, "old part files could not be removed; it is tried again");
+        }
+    }
+}
+
+/// They are dropped after a day.
+const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// The store's own limit counts from what the index knows.
 async fn keep_totals(index: Index, space: Arc<Space>) {

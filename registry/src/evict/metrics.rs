@@ -15,7 +15,6 @@ use crate::index::Totals;
 pub(super) struct Metrics {
     held: Family<ClassLabel, Gauge>,
     evicted: Family<ReasonLabel, Counter>,
-    pub(super) degraded: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,7 +34,7 @@ struct ReasonLabel {
 }
 
 impl Metrics {
-    pub(super) fn new(registry: &mut Registry, limit: u64) -> Self {
+    pub(super) fn new(registry: &mut Registry, limit: u64, degraded: Gauge) -> Self {
         let held = Family::default();
         registry.register("store_bytes", "Bytes held, by class", held.clone());
         let limit_bytes: Gauge = Gauge::default();
@@ -45,11 +44,10 @@ impl Metrics {
             "Bytes that the store may hold",
             limit_bytes,
         );
-        let degraded = Gauge::default();
         registry.register(
             "store_degraded",
             "1 while the store cannot take what is fetched",
-            degraded.clone(),
+            degraded,
         );
         let evicted: Family<ReasonLabel, Counter> = Family::default();
         registry.register(
@@ -60,11 +58,7 @@ impl Metrics {
         for reason in [Reason::Limit, Reason::Volume] {
             evicted.get_or_create(&ReasonLabel { reason }).inc_by(0);
         }
-        Self {
-            held,
-            evicted,
-            degraded,
-        }
+        Self { held, evicted }
     }
 
     pub(super) fn set_held(&self, totals: Totals) {

@@ -66,6 +66,14 @@ impl BlobStore for Rigged {
         true
     }
 
+    fn fits(&self, size: u64) -> bool {
+        self.inner.fits(size)
+    }
+
+    fn spool_bytes(&self) -> u64 {
+        self.inner.spool_bytes()
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.sync()
     }
@@ -355,7 +363,7 @@ async fn metrics_say_what_is_held_and_what_went() {
     let mut registry = Registry::default();
     let index = bench.index.clone();
     let evictor = Evictor::new(index, bench.store.clone(), 100, &mut registry);
-    evictor.degraded().set(1);
+    evictor.room().failed(&StoreError::Full);
     evictor.look_after(&mut None).await.unwrap();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

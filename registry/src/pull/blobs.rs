@@ -102,20 +102,25 @@ impl Puller {
     /// only the store knows is hashed before it is believed.
     async fn present(&self, digest: &Digest) -> Option<BlobRow> {
         let index = &self.0.index;
-        if let Some(row) = known(index.blob(digest).await) {
-            return (row.state == BlobState::Present).then_some(row);
+        let mut row = known(index.blob(digest).await);
+        if row.is_none() {
+            let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+            // Who may read it is known only when all records are back; a row put before would hide it for good.
+            if !index.complete() && !self.0.rebuild.settled().await {
+                return None;
+            }
+            row = known(index.blob(digest).await);
+            if row.is_none() {
+                if !self.is_sound(digest, &stored).await {
+                    self.discard(digest, "its bytes do not match its digest")
+                        .await;
+                    return None;
+                }
+                let _ = index.put_blob(digest, stored.size(), false, false).await;
+                row = known(index.blob(digest).await);
+            }
         }
-        let stored = self.0.blobs.open(digest).await.ok().flatten()?;
-        if !self.is_sound(digest, &stored).await {
-            self.discard(
-                digest,
-                "the index does not know it, and its bytes do not match its digest",
-            )
-            .await;
-            return None;
-        }
-        let _ = index.put_blob(digest, stored.size(), false, false).await;
-        known(index.blob(digest).await)
+        row.filter(|row| row.state == BlobState::Present)
     }
 
     /// Does the file hold what its name says? Found out once at a time.

@@ -39,7 +39,8 @@ pub fn may_serve_stale(row: &TagRow, policy: &Policy, now: Timestamp) -> bool {
     age(row.checked, now).is_none_or(|age| age <= policy.stale_if_error)
 }
 
-/// How long ago; `None` when nobody knows: it lies in the future, or it was lost with the index, which writes the epoch.
+/// How long ago; `None` when that lies in the future, or is not known: a rebuilt index knows no time of a check and
+/// puts the epoch there.
 pub fn age(since: Timestamp, now: Timestamp) -> Option<Duration> {
     if since == Timestamp::UNIX_EPOCH {
         return None;
@@ -151,6 +152,8 @@ mod tests {
         let policy = policy();
         let day = 24 * 3600;
         assert!(may_serve_stale(&row(at(0)), &policy, at(-day)));
+        let rebuilt = row(Timestamp::UNIX_EPOCH);
+        assert!(may_serve_stale(&rebuilt, &policy, at(day)), "H-31");
         assert!(may_serve_stale(&row(at(0)), &policy, at(day)));
         assert!(!may_serve_stale(&row(at(0)), &policy, at(31 * day)));
     }

@@ -76,13 +76,12 @@ impl LocalStore {
         &self.0.space
     }
 
-    /// Bytes of all part files.
-    pub fn spool_bytes(&self) -> u64 {
-        self.0.space.spool_bytes()
+    /// Drops part files that nobody writes, if they were last written longer than a day ago or cannot be taken up.
+    pub async fn sweep_parts(&self) -> Result<(), StoreError> {
+        self.sweep_parts_older_than(PART_MAX_AGE).await
     }
 
-    /// Drops part files that nobody writes and that were last written longer than `max_age` ago.
-    pub async fn sweep_parts(&self, max_age: Duration) -> Result<(), StoreError> {
+    async fn sweep_parts_older_than(&self, max_age: Duration) -> Result<(), StoreError> {
         self.blocking("sweep part files", move |store| {
             store.spool.sweep(max_age, SystemTime::now())
         })
@@ -176,6 +175,14 @@ impl BlobStore for LocalStore {
 
     fn may_fill(&self) -> bool {
         self.0.space.may_fill()
+    }
+
+    fn fits(&self, size: u64) -> bool {
+        self.0.space.fits(size)
+    }
+
+    fn spool_bytes(&self) -> u64 {
+        self.0.space.spool_bytes()
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -87,7 +87,7 @@ impl StoredBlob {
         self.size
     }
 
-    /// Its file, for whoever reads by offset.
+    /// Reads the same open file.
     pub fn reader(&self) -> FileReader {
         self.reader.clone()
     }

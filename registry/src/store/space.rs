@@ -55,6 +55,11 @@ impl Space {
         has_room(self.recent_volume()) && self.is_within_limit()
     }
 
+    /// Could a blob of `size` bytes ever be held?
+    pub(super) fn fits(&self, size: u64) -> bool {
+        self.limits.max_bytes.is_none_or(|max| size <= max)
+    }
+
     /// Bytes of all part files, whether a fill is writing them or they wait for one.
     pub fn spool_bytes(&self) -> u64 {
         self.spool.load(Relaxed)

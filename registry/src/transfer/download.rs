@@ -148,8 +148,9 @@ impl Download {
         }
     }
 
-    /// Asks the sources whether they have the blob at all: proof for a part file that is complete already.
-    pub(super) async fn confirm(&mut self) -> Result<(), TransferError> {
+    /// Asks the sources whether they have the blob at all: proof for a part file that is complete already, with `size`
+    /// bytes.
+    pub(super) async fn confirm(&mut self, size: u64) -> Result<(), TransferError> {
         let mut errors = Vec::new();
         for source in self.candidates() {
             let repository = source.origin.repo.repository();
@@ -160,6 +161,7 @@ impl Download {
             {
                 Ok(_) => {
                     self.note_use(&source);
+                    self.part.size = Some(size);
                     return Ok(());
                 }
                 Err(error) => errors.push(error),

@@ -4,19 +4,21 @@
 //! ([`store`]); between them at most [`IN_FLIGHT`] bytes wait.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coral_schema::oci::Digest;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::download::{Download, Origins, Part, Source};
+use super::download::{Download, Source};
+use super::part::{
+    connect, detach, discard, find_stored, has_room, keep_what_is_there, open_spool, origins,
+    report_degraded, reset,
+};
 use super::table::Permit;
 use super::{Detached, Phase, Shared, Transfer, TransferError};
-use crate::index::BlobState;
 use crate::store::key::{Entry, RecordKey};
-use crate::store::{Spool, StoreError, StoredBlob, VerifiedSpool};
-use crate::upstream::{UpstreamError, UpstreamErrorKind};
+use crate::store::{Spool, StoreError, VerifiedSpool};
 
 /// Runs a transfer to its end.
 pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
@@ -33,7 +35,7 @@ pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
 }
 
 /// How a fill ends without a published blob.
-enum Ending {
+pub(super) enum Ending {
     Failed(TransferError),
     Detached(Arc<Detached>),
 }
@@ -45,111 +47,24 @@ impl From<TransferError> for Ending {
 }
 
 async fn fill(shared: &Arc<Shared>, transfer: &Arc<Transfer>) -> Result<(), Ending> {
-    // Another transfer may have ended between this one's last look at the store and its start.
-    if let Some(stored) = stored(shared, &transfer.digest).await {
-        transfer.found(&stored);
+    if find_stored(shared, transfer).await {
         return Ok(());
     }
-    let (mut download, spool) = connect(shared, transfer).await?;
-    let resumed = spool.resumed();
+    let spool = open_spool(shared, transfer).await?;
     // A reader can only ask for the file once the phase says that there is one.
     let _ = transfer.file.set(spool.reader());
+    let (mut download, spool) = connect(shared, transfer, spool).await?;
+    if download.size().is_some_and(|size| !shared.store.fits(size)) {
+        tracing::info!(digest = %transfer.digest, "larger than the store may be; passed through");
+        return Err(detach(reset(spool).await?));
+    }
     announce(transfer, &spool, download.size());
     let spool = transport(shared, transfer, &mut download, spool).await?;
     transfer.set_phase_if_announced(Phase::Verifying);
     let sources = download.into_used();
-    let verified = verify(shared, transfer, &sources, spool, resumed)?;
+    let verified = verify(shared, transfer, &sources, spool)?;
     publish(shared, transfer, &sources, verified).await;
     Ok(())
-}
-
-/// The blob, if index and store agree that it is there.
-async fn stored(shared: &Shared, digest: &Digest) -> Option<Arc<StoredBlob>> {
-    let row = shared.index.blob(digest).await.ok()??;
-    if row.state != BlobState::Present || shared.index.suspect(&row) {
-        return None;
-    }
-    let stored = shared.store.open(digest).await.ok()??;
-    (stored.size() == row.size).then_some(stored)
-}
-
-/// A part file, and a source that goes on where it ends. A part that no source goes on with is dropped: it may be of
-/// another length than the blob.
-async fn connect(
-    shared: &Arc<Shared>,
-    transfer: &Arc<Transfer>,
-) -> Result<(Download, Spool), Ending> {
-    let mut spool = open_spool(shared, transfer).await?;
-    loop {
-        let mut download = begin(shared, transfer, &spool);
-        let opened = if is_complete(&spool) {
-            download.confirm().await
-        } else {
-            download.open().await
-        };
-        match opened {
-            Ok(()) => return Ok((download, spool)),
-            Err(TransferError::Upstream(errors)) if spool.offset() > 0 && refuse_range(&errors) => {
-                tracing::info!(digest = %transfer.digest, "a part file does not fit the upstream's blob, starting over");
-                spool = empty(spool).await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn begin(shared: &Arc<Shared>, transfer: &Arc<Transfer>, spool: &Spool) -> Download {
-    // What a former source said of the length binds nobody, unless all of it is here.
-    let size = spool.size().filter(|_| is_complete(spool));
-    let part = Part {
-        start: spool.offset(),
-        end: None,
-        size,
-    };
-    let origins = Origins::Of(Arc::clone(transfer));
-    Download::new(shared, transfer.digest, transfer.priority, origins, part)
-}
-
-fn is_complete(spool: &Spool) -> bool {
-    spool.resumed() && spool.size() == Some(spool.offset())
-}
-
-fn refuse_range(errors: &[UpstreamError]) -> bool {
-    let refuses = |error: &UpstreamError| {
-        matches!(
-            error.kind,
-            UpstreamErrorKind::Status(416) | UpstreamErrorKind::Protocol(_)
-        )
-    };
-    errors.iter().any(refuses)
-}
-
-async fn empty(mut spool: Spool) -> Result<Spool, TransferError> {
-    let reset = tokio::task::spawn_blocking(move || spool.reset().map(|()| spool)).await;
-    reset
-        .map_err(|_| TransferError::Interrupted)?
-        .map_err(|_| TransferError::Interrupted)
-}
-
-async fn open_spool(shared: &Shared, transfer: &Transfer) -> Result<Spool, Ending> {
-    let full = if shared.store.may_fill() {
-        None
-    } else {
-        Some(StoreError::Full)
-    };
-    let opened = match full {
-        Some(error) => Err(error),
-        None => shared.store.spool(&transfer.digest).await,
-    };
-    let mut spool = opened.map_err(|error| {
-        report_degraded(shared, &error);
-        let hasher = coral_schema::oci::Hasher::new(transfer.digest.algorithm());
-        Ending::Detached(Arc::new(Detached { offset: 0, hasher }))
-    })?;
-    if shared.suspects.must_fetch_whole(&transfer.digest) && spool.offset() > 0 {
-        spool = empty(spool).await?;
-    }
-    Ok(spool)
 }
 
 /// Lets the waiting readers send their headers. An empty blob is verified first: its headers are its whole body.
@@ -164,15 +79,6 @@ fn announce(transfer: &Transfer, spool: &Spool, size: Option<u64>) {
 }
 
 impl Transfer {
-    /// The blob is stored already: readers take it from there.
-    fn found(&self, stored: &StoredBlob) {
-        let _ = self.file.set(stored.reader());
-        self.progress.send_modify(|progress| {
-            progress.watermark = stored.size();
-            progress.size = Some(stored.size());
-        });
-    }
-
     /// An empty blob goes from connecting to its end, without letting readers send headers in between.
     fn set_phase_if_announced(&self, phase: Phase) {
         if self.progress.borrow().size != Some(0) {
@@ -191,22 +97,21 @@ async fn transport(
     let in_flight = Semaphore::new(IN_FLIGHT);
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let stopping = shared.tasks.stopping();
+    // When the store fails, the readers are not kept waiting for what the network has next.
     let both = async {
-        tokio::join!(
-            receive(download, &in_flight, sender),
+        tokio::try_join!(
+            async { Ok(receive(download, &in_flight, sender).await) },
             store(shared, transfer, &in_flight, receiver, spool)
         )
     };
-    let (fetched, stored) = tokio::select! {
-        both = both => both,
+    let (downloaded, mut spool) = tokio::select! {
+        both = both => both?,
         () = stopping.cancelled() => return Err(TransferError::Interrupted.into()),
         () = abandoned(shared, transfer) => return Err(TransferError::Abandoned.into()),
     };
-    let mut spool = stored?;
     spool.set_size(download.size());
-    if let Err(error) = fetched {
-        save(spool, origins(transfer)).await;
-        return Err(error.into());
+    if let Err(error) = downloaded {
+        return Err(keep_what_is_there(spool, transfer, error).await);
     }
     transfer
         .progress
@@ -218,7 +123,7 @@ async fn transport(
 async fn abandoned(shared: &Shared, transfer: &Transfer) {
     loop {
         let changed = transfer.readers_changed.notified();
-        let nobody = transfer.readers.load(std::sync::atomic::Ordering::Acquire) == 0;
+        let nobody = transfer.readers.load(Ordering::Acquire) == 0;
         let (watermark, size) = {
             let progress = transfer.progress.borrow();
             (progress.watermark, progress.size)
@@ -264,6 +169,10 @@ async fn store(
         collect(&mut receiver, &mut batch, spool.offset()).await;
         if batch.is_empty() {
             return Ok(spool);
+        }
+        if !has_room(shared).await {
+            report_degraded(shared, &StoreError::Full);
+            return Err(detach(spool));
         }
         let weights: u32 = batch.iter().map(weight).sum();
         let save = (spool.offset() - saved >= SAVE_EVERY).then(|| origins(transfer));
@@ -325,51 +234,13 @@ async fn write(
     step.await.map_err(|_| TransferError::Interrupted.into())
 }
 
-/// Gives the readers what they need to go on without the store. The file is unlinked; they have it open.
-fn detach(spool: Spool) -> Ending {
-    let detached = Detached {
-        offset: spool.offset(),
-        hasher: spool.hasher(),
-    };
-    discard(spool);
-    Ending::Detached(Arc::new(detached))
-}
-
-fn discard(spool: Spool) {
-    if let Err(error) = spool.discard() {
-        tracing::warn!(%error, "a part file could not be removed; it is dropped at the next start");
-    }
-}
-
-fn report_degraded(shared: &Shared, error: &StoreError) {
-    tracing::warn!(%error, "the store takes no content; clients are served from the upstream until it does");
-    shared.metrics.store_failed();
-}
-
-/// Leaves a part file from which the next demand goes on.
-async fn save(mut spool: Spool, origins: Vec<String>) {
-    let saved = tokio::task::spawn_blocking(move || spool.save_state(&origins)).await;
-    if !matches!(saved, Ok(Ok(()))) {
-        tracing::debug!("state of a part file not saved");
-    }
-}
-
-/// Repositories that the bytes may come from, for whoever looks at a part file.
-fn origins(transfer: &Transfer) -> Vec<String> {
-    transfer
-        .origins()
-        .iter()
-        .map(|origin| origin.repo.to_string())
-        .collect()
-}
-
 fn verify(
     shared: &Shared,
     transfer: &Transfer,
     sources: &[Source],
     spool: Spool,
-    resumed: bool,
 ) -> Result<VerifiedSpool, Ending> {
+    let resumed = spool.resumed();
     let (spool, mismatch) = match spool.verify(&transfer.digest) {
         Ok(verified) => return Ok(verified),
         Err((spool, mismatch)) => (spool, mismatch),
@@ -406,7 +277,7 @@ async fn publish(
         report_degraded(shared, &error);
         return;
     }
-    shared.metrics.store_works();
+    shared.room.works();
     let public = sources.iter().any(|source| source.origin.public);
     let row = shared.index.put_blob(digest, size, public, false).await;
     let mut members = Ok(());

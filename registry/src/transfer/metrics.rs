@@ -16,7 +16,6 @@ pub struct TransferMetrics {
     resumes: Counter,
     unverified_range_bytes: Counter,
     verify_failures: Family<UpstreamLabel, Counter>,
-    degraded: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,13 +28,9 @@ struct UpstreamLabel {
 pub(super) struct Counted(Gauge);
 
 impl TransferMetrics {
-    /// Registers the families under their names without the common prefix. `degraded` is the store's gauge, which a
-    /// failing write raises.
-    pub fn register(registry: &mut Registry, degraded: Gauge) -> Self {
-        let metrics = Self {
-            degraded,
-            ..Self::default()
-        };
+    /// Registers the families under their names without the common prefix.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
         registry.register(
             "transfers_running",
             "Downloads that run now",
@@ -87,14 +82,6 @@ impl TransferMetrics {
                 upstream: upstream.to_string(),
             })
             .inc();
-    }
-
-    pub(super) fn store_failed(&self) {
-        self.degraded.set(1);
-    }
-
-    pub(super) fn store_works(&self) {
-        self.degraded.set(0);
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) fn is_final(kind: &UpstreamErrorKind) -> bool {
         UpstreamErrorKind::NotFound
             | UpstreamErrorKind::Refused { .. }
             | UpstreamErrorKind::TooLarge(_)
+            // There is nothing where we go on: the blob is shorter than was said.
+            | UpstreamErrorKind::Status(416)
     )
 }
 

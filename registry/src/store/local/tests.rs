@@ -150,7 +150,7 @@ async fn sweeping_spares_what_is_being_written() {
     store.publish(spool.verify(&held).unwrap()).await.unwrap();
 
     leave_part(&store, &left, b"le");
-    store.sweep_parts(PART_MAX_AGE).await.unwrap();
+    store.sweep_parts().await.unwrap();
     assert_eq!(store.spool_bytes(), 2, "too young");
 }
 
