@@ -8,10 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use coral_schema::admin::{AdminError, ConfigStatus, DiskStatus, IndexState, TransferStatus};
+use coral_schema::admin::{
+    AdminError, ConfigStatus, DiskStatus, IndexState, RegistryEntry, TransferStatus,
+};
 use http::StatusCode;
 
 use self::mirror_config::Mirrors;
@@ -42,6 +44,8 @@ pub struct Admin {
     pub transfers: Reading<Vec<TransferStatus>>,
     /// Of the index.
     pub index_state: Reading<IndexState>,
+    /// Which registries are served, for whoever prefetches.
+    pub registries: Reading<Vec<RegistryEntry>>,
     /// What nodes are told about this cache.
     pub mirrors: Reading<Mirrors>,
     /// For the list of images.
@@ -65,9 +69,15 @@ pub fn router(admin: Admin) -> Router {
         .route("/api/v1/images", get(images::images))
         .route("/api/v1/prefetch", post(prefetch::start))
         .route("/api/v1/prefetch/{id}", get(prefetch::status))
+        .route("/api/v1/registries", get(registries))
         .route("/api/v1/mirror-config", get(mirror_config::mirror_config))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(Arc::new(admin))
+}
+
+/// `GET /api/v1/registries`
+async fn registries(State(admin): State<Arc<Admin>>) -> axum::Json<Vec<RegistryEntry>> {
+    axum::Json((admin.registries)())
 }
 
 /// Longest request body, bytes: some thousand image references.

@@ -360,6 +360,11 @@ impl Glob {
         Ok(Self(glob.compile_matcher()))
     }
 
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        self.0.glob().glob()
+    }
+
     /// Does it match?
     pub fn matches(&self, text: &str) -> bool {
         self.0.is_match(text)

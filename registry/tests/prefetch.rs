@@ -10,7 +10,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use coral_registry::cli::prefetch::{Prefetch, PrefetchError, run};
 use coral_schema::admin::{
-    AdminError, PrefetchAccepted, PrefetchImage, PrefetchRequest, PrefetchState, PrefetchStatus,
+    AdminError, PrefetchAccepted, PrefetchImage, PrefetchReason, PrefetchRequest, PrefetchState,
+    PrefetchStatus,
 };
 use coral_schema::process::serve::{Drain, Limits, Server};
 use coral_schema::process::tasks::Tasks;
@@ -33,10 +34,14 @@ fn registry(script: &[PrefetchState], images: &Arc<Mutex<Vec<String>>>) -> Route
             id,
             state,
             images: vec![PrefetchImage {
-                image: "nginx".to_owned(),
+                reference: "nginx".to_owned(),
                 state,
-                error: failed.then(|| "no such tag".to_owned()),
                 digest: None,
+                size_bytes: 0,
+                bytes_done: 0,
+                bytes_total: 0,
+                reason: failed.then_some(PrefetchReason::NotFound),
+                message: failed.then(|| "no such tag".to_owned()),
                 layers: Vec::new(),
             }],
         })
@@ -69,6 +74,7 @@ async fn command(router: Router) -> Prefetch {
         platforms: Vec::new(),
         admin: admin.parse().unwrap(),
         detach: false,
+        refresh: false,
     }
 }
 

@@ -197,6 +197,23 @@ pub struct PrefetchRequest {
     /// Among waiting jobs the highest starts first. Every job stands behind what clients wait for.
     #[serde(default)]
     pub priority: i32,
+    /// Asks the upstream what each tag means now, however fresh it is here.
+    #[serde(default)]
+    pub refresh: bool,
+}
+
+/// One of `GET /api/v1/registries`: an upstream that this cache stands in front of, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryEntry {
+    /// Its canonical name.
+    pub name: String,
+    /// Other names that mean it.
+    pub aliases: Vec<String>,
+    /// Patterns of repositories that may be asked for; none means all.
+    pub allow: Vec<String>,
+    /// Patterns of repositories that may not; they win.
+    pub deny: Vec<String>,
 }
 
 /// Answer to `POST /api/v1/prefetch` (202)
@@ -245,17 +262,48 @@ impl PrefetchState {
 #[serde(rename_all = "camelCase")]
 pub struct PrefetchImage {
     /// As in the request.
-    pub image: String,
+    #[serde(rename = "ref")]
+    pub reference: String,
     /// Where it stands.
     pub state: PrefetchState,
-    /// Why it failed, in a sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
     /// What the reference means, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Compressed length of what one node pulls: of the largest platform's image, where several are wanted.
+    pub size_bytes: u64,
+    /// Bytes of configs and layers that are held, of all wanted platforms.
+    pub bytes_done: u64,
+    /// Bytes of configs and layers in all, as far as its manifests are known.
+    pub bytes_total: u64,
+    /// Why it failed, or what is not as it should be, in one word for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<PrefetchReason>,
+    /// The same in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// Configs and layers, as its manifests become known.
     pub layers: Vec<PrefetchLayer>,
+}
+
+/// See [`PrefetchImage::reason`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrefetchReason {
+    /// The upstream does not have it, or not for the wanted platforms.
+    NotFound,
+    /// The cache does not serve this registry or repository, or may not read it there.
+    Unauthorized,
+    /// The upstream limits requests.
+    RateLimited,
+    /// The upstream failed or was silent, or the cache may not ask it now.
+    UpstreamUnavailable,
+    /// Its manifests cannot be used.
+    InvalidImage,
+    /// The cache has no room for it.
+    StorageFull,
+    /// The cache was stopped, or the job broke.
+    Interrupted,
+    /// It is held, but the upstream could not be asked whether its tag means something else by now.
+    Stale,
 }
 
 /// One blob of an image.
@@ -319,7 +367,10 @@ mod tests {
         assert_eq!(short.priority, 0);
         assert!(short.platforms.is_empty());
 
-        let long = r#"{"images":["a.b/c:d"],"platforms":["linux/arm/v7"],"priority":5}"#;
+        assert!(!short.refresh);
+
+        let long =
+            r#"{"images":["a.b/c:d"],"platforms":["linux/arm/v7"],"priority":5,"refresh":true}"#;
         let parsed: PrefetchRequest = serde_json::from_str(long).unwrap();
         assert_eq!(serde_json::to_string(&parsed).unwrap(), long);
 
@@ -330,6 +381,29 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<PrefetchRequest>(refused).is_err());
         }
+    }
+
+    /// The operator reads exactly these names.
+    #[test]
+    fn a_prefetched_image_on_the_wire() {
+        let image = PrefetchImage {
+            reference: "a.b/c:d".to_owned(),
+            state: PrefetchState::Failed,
+            digest: Some(Digest::sha256(b"")),
+            size_bytes: 1,
+            bytes_done: 2,
+            bytes_total: 3,
+            reason: Some(PrefetchReason::UpstreamUnavailable),
+            message: Some("no answer".to_owned()),
+            layers: Vec::new(),
+        };
+        let text = serde_json::to_string(&image).unwrap();
+        let expected = format!(
+            r#"{{"ref":"a.b/c:d","state":"failed","digest":"{}","sizeBytes":1,"bytesDone":2,"bytesTotal":3,"#,
+            Digest::sha256(b"")
+        );
+        let rest = r#""reason":"UpstreamUnavailable","message":"no answer","layers":[]}"#;
+        assert_eq!(text, expected + rest);
     }
 
     #[test]

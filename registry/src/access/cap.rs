@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::name::RepoKey;
-use crate::upstream::Upstream;
+use crate::upstream::{Priority, Upstream};
 
 /// A caller may read this repository. Only `access` makes one.
 #[derive(Debug, Clone)]
@@ -13,6 +13,7 @@ pub struct ReadCap {
     upstream: Arc<Upstream>,
     public: bool,
     client: Option<IpAddr>,
+    priority: Priority,
 }
 
 impl ReadCap {
@@ -22,6 +23,7 @@ impl ReadCap {
             upstream,
             public,
             client: None,
+            priority: Priority::Interactive,
         }
     }
 
@@ -32,6 +34,20 @@ impl ReadCap {
             client: Some(client),
             ..self
         }
+    }
+
+    /// The same for work that no client waits for.
+    #[must_use]
+    pub fn in_background(self) -> Self {
+        Self {
+            priority: Priority::Background,
+            ..self
+        }
+    }
+
+    /// Who waits for what it is used for.
+    pub fn priority(&self) -> Priority {
+        self.priority
     }
 
     /// Where the client is, as far as known.

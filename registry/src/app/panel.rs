@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use coral_schema::admin::{ConfigState, ConfigStatus, DiskStatus, IndexState, TransferStatus};
+use coral_schema::admin::{
+    ConfigState, ConfigStatus, DiskStatus, IndexState, PrefetchReason, RegistryEntry,
+    TransferStatus,
+};
 use coral_schema::mirror_config::{Cache, HostPort, Registry};
 use coral_schema::oci::ImageReference;
 use coral_schema::process::health::Health;
@@ -14,17 +17,17 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::parts::Opened;
 use crate::access::cap::ReadCap;
-use crate::access::{Access, Probe};
+use crate::access::{Access, AccessError, Probe};
 use crate::admin::Admin;
 use crate::admin::mirror_config::Mirrors;
 use crate::config::Config;
 use crate::config::watch::{ConfigWatch, ReloadState};
 use crate::index::Index;
 use crate::pull::Puller;
-use crate::pull::prefetch::{Admission, Prefetcher};
+use crate::pull::prefetch::{Admission, Prefetcher, Problem};
 use crate::store::Space;
 use crate::transfer::Transfers;
-use crate::upstream::Upstream;
+use crate::upstream::{RepositoryPattern, Upstream, UpstreamConfig};
 
 /// What there is to see.
 pub(super) struct View {
@@ -48,6 +51,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         puller,
     } = view;
     let (state, config) = (watched.state(), watched.config());
+    let served = watched.config();
     let index = opened.index.clone();
     let disk = Disk {
         index: index.clone(),
@@ -69,6 +73,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
                 IndexState::Rebuilding
             }
         }),
+        registries: Box::new(move || registries(&served.borrow())),
         mirrors: Box::new(move || mirrors(&config.borrow(), address, is_tls)),
         index: opened.index.clone(),
         prefetcher: Prefetcher::new(admission(access), puller, tasks),
@@ -132,6 +137,20 @@ fn transfer_status(status: &crate::transfer::TransferStatus) -> TransferStatus {
     }
 }
 
+fn registries(config: &Config) -> Vec<RegistryEntry> {
+    let patterns = |patterns: &[RepositoryPattern]| {
+        let texts = patterns.iter().map(|pattern| pattern.0.as_str().to_owned());
+        texts.collect()
+    };
+    let entry = |upstream: &UpstreamConfig| RegistryEntry {
+        name: upstream.name.to_string(),
+        aliases: upstream.aliases.iter().map(ToString::to_string).collect(),
+        allow: patterns(&upstream.policy.allow),
+        deny: patterns(&upstream.policy.deny),
+    };
+    config.upstreams.iter().map(entry).collect()
+}
+
 fn mirrors(config: &Config, bound: SocketAddr, is_tls: bool) -> Mirrors {
     let host = |name: &crate::name::UpstreamName| name.as_str().parse::<HostPort>().ok();
     let registries = config.upstreams.iter().filter_map(|upstream| {
@@ -156,18 +175,26 @@ fn admission(access: Arc<Access>) -> Admission {
     Box::new(move |image: ImageReference| {
         let access = Arc::clone(&access);
         async move {
-            admit(&access, &image)
-                .await
-                .map_err(|error| error.to_string())
+            let admitted = admit(&access, &image).await;
+            admitted.map_err(|error| Problem {
+                reason: reason(&error),
+                message: error.to_string(),
+            })
         }
         .boxed()
     })
 }
 
-async fn admit(
-    access: &Access,
-    image: &ImageReference,
-) -> Result<ReadCap, crate::access::AccessError> {
+fn reason(error: &AccessError) -> PrefetchReason {
+    match error {
+        AccessError::Name(_) | AccessError::Denied(_) | AccessError::Hidden(_) => {
+            PrefetchReason::Unauthorized
+        }
+        AccessError::Unavailable { .. } => PrefetchReason::UpstreamUnavailable,
+    }
+}
+
+async fn admit(access: &Access, image: &ImageReference) -> Result<ReadCap, AccessError> {
     let repo = access.resolve(Some(&image.host), image.repository.as_str())?;
     access
         .read(repo, Probe::Manifest(&image.manifest_ref()))

@@ -35,6 +35,9 @@ pub struct Prefetch {
     /// Which platforms of an image, like linux/arm64; default: the registry's own
     #[arg(long = "platform", value_name = "OS/ARCH")]
     pub platforms: Vec<Platform>,
+    /// Ask the upstream what each tag means now, also where the registry knows it
+    #[arg(long)]
+    pub refresh: bool,
     /// The admin listener of the running registry
     #[arg(long, env = "CORAL_ADMIN", value_name = "URL", default_value_t = default_admin())]
     pub admin: Url,
@@ -72,8 +75,10 @@ pub enum PrefetchError {
         /// Its words.
         reason: String,
     },
-    /// It restarted and has no such job any more.
-    #[error("the registry does not know this job any more, since it was restarted; start it again")]
+    /// It restarted or the job ended long ago.
+    #[error(
+        "the registry does not know this job any more: it was restarted, or the job ended long ago; start it again"
+    )]
     Forgotten,
     /// Some images could not be fetched.
     #[error("not fetched: {}", .0.join("; "))]
@@ -107,8 +112,8 @@ fn outcome(status: &PrefetchStatus) -> Result<(), PrefetchError> {
         .iter()
         .filter(|image| image.state == PrefetchState::Failed)
         .map(|image| {
-            let reason = image.error.as_deref().unwrap_or("no reason given");
-            format!("{}: {reason}", image.image)
+            let reason = image.message.as_deref().unwrap_or("no reason given");
+            format!("{}: {reason}", image.reference)
         })
         .collect();
     if failed.is_empty() && status.state == PrefetchState::Done {
@@ -142,6 +147,7 @@ impl Api {
             images: command.images.clone(),
             platforms: command.platforms.clone(),
             priority: 0,
+            refresh: command.refresh,
         };
         let post = self.client.post(self.url("")).json(&request);
         let accepted: PrefetchAccepted = self.call(post).await?;

@@ -131,7 +131,7 @@ fn summary(image: &PrefetchImage) -> String {
         sum(|layer| layer.size),
         sum(|layer| layer.rate),
     );
-    let name = &image.image;
+    let name = &image.reference;
     printable(&match image.state {
         PrefetchState::Queued => format!("{name}: waits"),
         PrefetchState::Running if image.layers.is_empty() => format!("{name}: reads its manifest"),
@@ -141,7 +141,7 @@ fn summary(image: &PrefetchImage) -> String {
         }
         PrefetchState::Done => format!("{name}: held, {}", bytes(size)),
         PrefetchState::Failed => {
-            let reason = image.error.as_deref().unwrap_or("no reason given");
+            let reason = image.message.as_deref().unwrap_or("no reason given");
             format!("{name}: failed: {reason}")
         }
     })
@@ -214,10 +214,14 @@ mod tests {
             id: "1".to_owned(),
             state,
             images: vec![PrefetchImage {
-                image: "nginx".to_owned(),
+                reference: "nginx".to_owned(),
                 state,
-                error: None,
                 digest: None,
+                size_bytes: 0,
+                bytes_done: 0,
+                bytes_total: 0,
+                reason: None,
+                message: None,
                 layers,
             }],
         }
@@ -271,7 +275,7 @@ mod tests {
     #[test]
     fn failures_say_why_and_steer_no_terminal() {
         let mut failed = job(PrefetchState::Failed, Vec::new());
-        failed.images[0].error = Some("no such\x1b[2Jtag".to_owned());
+        failed.images[0].message = Some("no such\x1b[2Jtag".to_owned());
         assert_eq!(drawing(&failed), ["nginx: failed: no such [2Jtag"]);
     }
 

@@ -238,15 +238,24 @@ impl Puller {
         reference: &ManifestRef,
     ) -> Result<ManifestAnswer, PullError> {
         let key = (cap.repo().clone(), reference.clone());
-        let flight = self.0.fetches.join(&key, || {
-            fetch(Arc::clone(&self.0), cap.clone(), reference.clone())
-        });
+        let join = || {
+            let ask = || fetch(Arc::clone(&self.0), cap.clone(), reference.clone());
+            self.0.fetches.join(&key, ask)
+        };
+        let mut flight = join();
         let outcome = if flight.leads {
             Outcome::Miss
         } else {
             Outcome::Join
         };
-        let fetched = flight.answer.await.unwrap_or_else(|| Err(interrupted()))?;
+        let mut fetched = flight.answer.await;
+        // Background work may be told to wait where a client is not.
+        let told_to_wait = matches!(fetched, Some(Err(PullError::Unavailable { .. })));
+        if told_to_wait && !flight.leads && cap.priority() == Priority::Interactive {
+            flight = join();
+            fetched = flight.answer.await;
+        }
+        let fetched = fetched.unwrap_or_else(|| Err(interrupted()))?;
         Ok(answer(
             fetched.digest,
             &fetched.row,
@@ -459,7 +468,7 @@ fn manifest_row(shared: &Shared, facts: &Manifest, size: usize) -> ManifestRow {
 fn call(cap: &ReadCap) -> Call {
     let step = cap.upstream().timeouts.tag_check;
     Call {
-        priority: Priority::Interactive,
+        priority: cap.priority(),
         identity: Identity::Configured,
         step,
         total: MANIFEST_TOTAL,

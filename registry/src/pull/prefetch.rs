@@ -4,19 +4,23 @@
 //! index only the children for the platforms that are wanted), and every config and layer is fetched by the transfer
 //! that a client would share, in the background. Repeating a job costs nothing: what is held is not fetched again.
 //!
-//! Jobs live in memory only. What bounds them: `LANES` run at a time, `MAX_WAITING` wait, the last `MAX_ENDED`
-//! are remembered, and a hostile image ends at the limits of `walk`.
+//! Jobs live in memory only. What bounds them: `LANES` run at a time, `MAX_WAITING` wait, those that ended within
+//! `REMEMBERED` are known, at most `MAX_ENDED`, and a hostile image ends at the limits of `walk`.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use coral_schema::admin::{PrefetchImage, PrefetchRequest, PrefetchState, PrefetchStatus};
+use coral_schema::admin::{
+    PrefetchImage, PrefetchReason, PrefetchRequest, PrefetchState, PrefetchStatus,
+};
 use coral_schema::oci::{ImageReference, Platform};
 use coral_schema::process::tasks::Tasks;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::access::cap::ReadCap;
 use crate::pull::Puller;
@@ -24,10 +28,19 @@ use crate::pull::Puller;
 mod job;
 mod walk;
 
-/// Makes the right to read an image's repository, or says in a sentence why there is none. The composition root makes
+/// Makes the right to read an image's repository, or says why there is none. The composition root makes
 /// it from `access`, which this module does not know.
 pub type Admission =
-    Box<dyn Fn(ImageReference) -> BoxFuture<'static, Result<ReadCap, String>> + Send + Sync>;
+    Box<dyn Fn(ImageReference) -> BoxFuture<'static, Result<ReadCap, Problem>> + Send + Sync>;
+
+/// Why an image is not held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// For programs.
+    pub reason: PrefetchReason,
+    /// For people, a sentence.
+    pub message: String,
+}
 
 /// Why a job was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +81,7 @@ struct Jobs {
     count: u64,
     waiting: Vec<Job>,
     /// In the order of their ends.
-    ended: VecDeque<Arc<str>>,
+    ended: VecDeque<(Instant, Arc<str>)>,
     known: HashMap<Arc<str>, watch::Receiver<PrefetchStatus>>,
 }
 
@@ -79,6 +92,7 @@ struct Job {
     priority: i32,
     images: Vec<ImageReference>,
     platforms: Vec<Platform>,
+    refresh: bool,
     status: Arc<watch::Sender<PrefetchStatus>>,
 }
 
@@ -118,6 +132,7 @@ impl Prefetcher {
             priority: request.priority,
             images,
             platforms,
+            refresh: request.refresh,
             status: Arc::new(status),
         });
         drop(jobs);
@@ -127,7 +142,9 @@ impl Prefetcher {
 
     /// How a job stands, now and later; `None` when it is not, or no longer, known.
     pub fn status(&self, id: &str) -> Option<watch::Receiver<PrefetchStatus>> {
-        self.jobs().known.get(id).cloned()
+        let mut jobs = self.jobs();
+        jobs.forget(Instant::now());
+        jobs.known.get(id).cloned()
     }
 
     /// One job after the other.
@@ -148,7 +165,7 @@ impl Prefetcher {
                 }
             };
             status.send_modify(|status| end(status, why));
-            self.jobs().ended(id);
+            self.jobs().ended(id, Instant::now());
         }
     }
 
@@ -179,12 +196,18 @@ impl Jobs {
         Some(self.waiting.remove(place))
     }
 
-    fn ended(&mut self, id: Arc<str>) {
-        self.ended.push_back(id);
-        if self.ended.len() > MAX_ENDED
-            && let Some(oldest) = self.ended.pop_front()
-        {
-            self.known.remove(&oldest);
+    fn ended(&mut self, id: Arc<str>, now: Instant) {
+        self.ended.push_back((now, id));
+        self.forget(now);
+    }
+
+    /// Forgets what ended long ago.
+    fn forget(&mut self, now: Instant) {
+        let is_over = |(when, _): &(Instant, Arc<str>)| now.duration_since(*when) >= REMEMBERED;
+        while self.ended.len() > MAX_ENDED || self.ended.front().is_some_and(is_over) {
+            if let Some((_, oldest)) = self.ended.pop_front() {
+                self.known.remove(&oldest);
+            }
         }
     }
 }
@@ -205,10 +228,14 @@ fn references(images: &[String]) -> Result<Vec<ImageReference>, PrefetchRefused>
 
 fn queued(id: &str, images: &[String]) -> PrefetchStatus {
     let image = |image: &String| PrefetchImage {
-        image: image.clone(),
+        reference: image.clone(),
         state: PrefetchState::Queued,
-        error: None,
         digest: None,
+        size_bytes: 0,
+        bytes_done: 0,
+        bytes_total: 0,
+        reason: None,
+        message: None,
         layers: Vec::new(),
     };
     PrefetchStatus {
@@ -223,7 +250,8 @@ fn end(status: &mut PrefetchStatus, why: &str) {
     for image in &mut status.images {
         if !image.state.is_over() {
             image.state = PrefetchState::Failed;
-            image.error = Some(why.to_owned());
+            image.reason = Some(PrefetchReason::Interrupted);
+            image.message = Some(why.to_owned());
         }
     }
     let done = status
@@ -241,8 +269,10 @@ fn end(status: &mut PrefetchStatus, why: &str) {
 const LANES: usize = 2;
 /// Most jobs that wait: more than any release, a few megabytes at most.
 const MAX_WAITING: usize = 256;
-/// Jobs that are remembered after their end; a client that asks later posts again, which costs nothing.
-const MAX_ENDED: usize = 64;
+/// How long a job is known after its end; a client that asks later posts again, which costs nothing.
+const REMEMBERED: Duration = Duration::from_hours(1);
+/// Most ended jobs that are known: more than a cluster starts in that time, some ten megabytes at most.
+const MAX_ENDED: usize = 1024;
 /// Most images of a job, since a status lists every layer of each.
 const MAX_IMAGES: usize = 256;
 
@@ -256,6 +286,7 @@ mod tests {
             priority,
             images: Vec::new(),
             platforms: Vec::new(),
+            refresh: false,
             status: Arc::new(watch::Sender::new(queued(id, &[]))),
         }
     }
@@ -277,15 +308,19 @@ mod tests {
 
     #[test]
     fn ended_jobs_are_forgotten_in_order() {
-        let mut jobs = Jobs::default();
+        let (mut jobs, start) = (Jobs::default(), Instant::now());
         for number in 0..=MAX_ENDED {
             let id: Arc<str> = number.to_string().into();
             let (_, seen) = watch::channel(queued(&id, &[]));
             jobs.known.insert(Arc::clone(&id), seen);
-            jobs.ended(id);
+            jobs.ended(id, start);
         }
         assert_eq!(jobs.known.len(), MAX_ENDED);
         assert!(!jobs.known.contains_key("0") && jobs.known.contains_key("1"));
+        jobs.forget(start + REMEMBERED - Duration::from_secs(1));
+        assert_eq!(jobs.known.len(), MAX_ENDED);
+        jobs.forget(start + REMEMBERED);
+        assert!(jobs.known.is_empty());
     }
 
     #[test]
@@ -309,7 +344,8 @@ mod tests {
         status.images[0].state = PrefetchState::Done;
         end(&mut status, "stopped");
         assert_eq!(status.state, PrefetchState::Failed);
-        assert_eq!(status.images[0].error, None);
-        assert_eq!(status.images[1].error.as_deref(), Some("stopped"));
+        assert_eq!(status.images[0].message, None);
+        assert_eq!(status.images[1].message.as_deref(), Some("stopped"));
+        assert_eq!(status.images[1].reason, Some(PrefetchReason::Interrupted));
     }
 }

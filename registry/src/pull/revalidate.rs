@@ -34,6 +34,15 @@ pub(super) enum Verdict {
 }
 
 impl Puller {
+    /// A tag as the upstream has it now, however fresh it is here; what is held when the upstream cannot be asked.
+    pub async fn refreshed(&self, cap: &ReadCap, tag: &Tag) -> Result<ManifestAnswer, PullError> {
+        self.0.remember(cap.repo()).await;
+        match known(self.0.index.tag(cap.repo(), tag).await) {
+            Some(row) => self.revalidated(cap, tag, row, Want::Body).await,
+            None => self.fetch(cap, &ManifestRef::Tag(tag.clone())).await,
+        }
+    }
+
     /// Answers a tag that is held but not fresh.
     pub(super) async fn revalidated(
         &self,

@@ -1,16 +1,21 @@
 //! Runs one job: image after image, a few blobs of each at a time.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-use coral_schema::admin::{self, PrefetchImage, PrefetchLayer, PrefetchState, PrefetchStatus};
+use coral_schema::admin::{
+    self, PrefetchImage, PrefetchLayer, PrefetchReason, PrefetchState, PrefetchStatus,
+};
+use coral_schema::oci::manifest::ChildKind;
 use coral_schema::oci::{Digest, ImageReference, Manifest, ManifestRef};
 use futures::StreamExt as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::walk::{Blob, Walk};
-use super::{Inner, Job};
+use super::{Inner, Job, Problem};
 use crate::access::cap::ReadCap;
-use crate::pull::{Ensure, ManifestAnswer, PullError, Want};
+use crate::pull::failure::transfer_error;
+use crate::pull::{Ensure, Kind, ManifestAnswer, PullError, Want};
 use crate::transfer::rate::Rate;
 use crate::transfer::reader::Follower;
 use crate::transfer::{Phase, Progress};
@@ -23,15 +28,16 @@ pub(super) async fn run(inner: &Inner, job: &Job) {
         let image_job = ImageJob { inner, job, place };
         image_job.update(|status| status.state = PrefetchState::Running);
         let result = image_job.fetch(image).await;
-        if let Err(error) = &result {
+        if let Err(problem) = &result {
+            let error = &problem.message;
             tracing::warn!(id = %job.id, %image, error, "an image could not be prefetched");
         }
-        image_job.update(|status| {
-            status.state = match result {
-                Ok(()) => PrefetchState::Done,
-                Err(_) => PrefetchState::Failed,
-            };
-            status.error = result.err();
+        image_job.update(|status| match result {
+            Ok(()) => status.state = PrefetchState::Done,
+            Err(problem) => {
+                status.state = PrefetchState::Failed;
+                note(status, problem);
+            }
         });
     }
 }
@@ -46,10 +52,13 @@ struct ImageJob<'a> {
 }
 
 impl ImageJob<'_> {
-    async fn fetch(&self, image: &ImageReference) -> Result<(), String> {
-        let cap = (self.inner.admit)(image.clone()).await?;
+    async fn fetch(&self, image: &ImageReference) -> Result<(), Problem> {
+        let cap = (self.inner.admit)(image.clone()).await?.in_background();
         let blobs = self.walk(&cap, image.manifest_ref()).await?;
-        self.update(|status| status.layers = blobs.iter().map(layer).collect());
+        self.update(|status| {
+            status.layers = blobs.iter().map(layer).collect();
+            add_up(status);
+        });
         let mut results = futures::stream::iter(blobs.into_iter().enumerate())
             .map(|(place, blob)| self.blob(&cap, place, blob))
             .buffer_unordered(BLOBS_AT_ONCE);
@@ -62,20 +71,30 @@ impl ImageJob<'_> {
     }
 
     /// Fetches the manifests; answers with the blobs that they name.
-    async fn walk(&self, cap: &ReadCap, root: ManifestRef) -> Result<Vec<Blob>, String> {
+    async fn walk(&self, cap: &ReadCap, root: ManifestRef) -> Result<Vec<Blob>, Problem> {
         let mut walk = Walk::new(root, &self.job.platforms);
         let mut blobs = Vec::new();
         let mut at_root = true;
         while let Some(reference) = walk.next() {
             let answer = self.manifest(cap, &reference).await;
-            let answer = answer.map_err(|error| format!("manifest {reference}: {error}"))?;
+            let answer = answer.map_err(|error| problem(&error, "manifest", &reference))?;
             if std::mem::take(&mut at_root) {
-                self.update(|status| status.digest = Some(answer.digest));
+                self.update(|status| show_root(status, &answer));
             }
             let body = answer.body.unwrap_or_default();
-            let manifest = Manifest::parse(&body, Some(&answer.media_type))
-                .map_err(|error| format!("manifest {reference}: {error}"))?;
+            let manifest = Manifest::parse(&body, Some(&answer.media_type)).map_err(|error| {
+                because(
+                    PrefetchReason::InvalidImage,
+                    format!("manifest {reference}: {error}"),
+                )
+            })?;
             blobs.extend(walk.visit(&manifest)?);
+            let image = manifest
+                .children
+                .iter()
+                .filter(|child| child.kind != ChildKind::Manifest);
+            let size = image.map(|child| child.size).fold(0, u64::saturating_add);
+            self.update(|status| status.size_bytes = status.size_bytes.max(size));
         }
         Ok(blobs)
     }
@@ -87,7 +106,11 @@ impl ImageJob<'_> {
     ) -> Result<ManifestAnswer, PullError> {
         let mut attempt = 0;
         loop {
-            let result = self.inner.puller.manifest(cap, reference, Want::Body).await;
+            let puller = &self.inner.puller;
+            let result = match reference {
+                ManifestRef::Tag(tag) if self.job.refresh => puller.refreshed(cap, tag).await,
+                _ => puller.manifest(cap, reference, Want::Body).await,
+            };
             match result
                 .as_ref()
                 .err()
@@ -100,11 +123,11 @@ impl ImageJob<'_> {
         }
     }
 
-    async fn blob(&self, cap: &ReadCap, place: usize, blob: Blob) -> Result<(), String> {
+    async fn blob(&self, cap: &ReadCap, place: usize, blob: Blob) -> Result<(), Problem> {
         let result = match self.ensure(cap, blob).await {
             Ok(Ensure::Held) => Ok(()),
             Ok(Ensure::Running(follower)) => self.follow(place, blob, follower).await,
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(problem(&error, "blob", &blob.digest)),
         };
         self.update_layer(place, |layer| {
             layer.state = if result.is_ok() {
@@ -116,7 +139,7 @@ impl ImageJob<'_> {
             layer.rate = 0;
             layer.seconds_left = None;
         });
-        result.map_err(|error| format!("blob {}: {error}", blob.digest))
+        result
     }
 
     async fn ensure(&self, cap: &ReadCap, blob: Blob) -> Result<Ensure, PullError> {
@@ -136,7 +159,12 @@ impl ImageJob<'_> {
     }
 
     /// Follows a transfer to its end.
-    async fn follow(&self, place: usize, blob: Blob, mut follower: Follower) -> Result<(), String> {
+    async fn follow(
+        &self,
+        place: usize,
+        blob: Blob,
+        mut follower: Follower,
+    ) -> Result<(), Problem> {
         let progress = &mut follower.progress;
         let mut rate = Rate::new(progress.borrow().watermark, Instant::now());
         loop {
@@ -145,20 +173,29 @@ impl ImageJob<'_> {
             self.update_layer(place, |layer| show(layer, &seen, rate));
             match seen.phase {
                 Phase::Published => return Ok(()),
-                Phase::Failed(why) => return Err(why.to_string()),
-                Phase::Detached(_) => return Err("the store of the cache takes no more".to_owned()),
+                Phase::Failed(why) => {
+                    return Err(problem(
+                        &transfer_error(&why, Kind::Blob),
+                        "blob",
+                        &blob.digest,
+                    ));
+                }
+                Phase::Detached(_) => {
+                    let message = "the store of the cache takes no more".to_owned();
+                    return Err(because(PrefetchReason::StorageFull, message));
+                }
                 Phase::Connecting | Phase::Running | Phase::Verifying => {}
             }
             match timeout(SILENCE, progress.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err("its transfer was given up".to_owned()),
+                Ok(Err(_)) => {
+                    let message = format!("blob {}: its transfer was given up", blob.digest);
+                    return Err(because(PrefetchReason::Interrupted, message));
+                }
                 Err(_) => {
-                    return Err(format!(
-                        "{} of {} bytes, and no progress for {} min",
-                        seen.watermark,
-                        blob.size,
-                        SILENCE.as_secs() / 60
-                    ));
+                    let (digest, minutes) = (blob.digest, SILENCE.as_secs() / 60);
+                    let message = format!("blob {digest}: no progress for {minutes} min");
+                    return Err(because(PrefetchReason::UpstreamUnavailable, message));
                 }
             }
         }
@@ -172,8 +209,50 @@ impl ImageJob<'_> {
     }
 
     fn update_layer(&self, place: usize, change: impl FnOnce(&mut PrefetchLayer)) {
-        self.update(|image| change(&mut image.layers[place]));
+        self.update(|image| {
+            change(&mut image.layers[place]);
+            add_up(image);
+        });
     }
+}
+
+fn note(image: &mut PrefetchImage, problem: Problem) {
+    image.reason = Some(problem.reason);
+    image.message = Some(problem.message);
+}
+
+/// What the reference means, and whether that could be checked.
+fn show_root(image: &mut PrefetchImage, answer: &ManifestAnswer) {
+    image.digest = Some(answer.digest);
+    if let Some(warning) = &answer.warning {
+        note(image, because(PrefetchReason::Stale, warning.clone()));
+    }
+}
+
+fn add_up(image: &mut PrefetchImage) {
+    let sum =
+        |of: fn(&PrefetchLayer) -> u64| image.layers.iter().map(of).fold(0, u64::saturating_add);
+    (image.bytes_done, image.bytes_total) = (sum(|layer| layer.done), sum(|layer| layer.size));
+}
+
+fn because(reason: PrefetchReason, message: String) -> Problem {
+    Problem { reason, message }
+}
+
+/// `what` of this reference could not be had.
+fn problem(error: &PullError, what: &str, reference: &dyn Display) -> Problem {
+    let reason = match error {
+        PullError::NotFound(_) => PrefetchReason::NotFound,
+        PullError::Refused(_) => PrefetchReason::Unauthorized,
+        PullError::RateLimited { .. } => PrefetchReason::RateLimited,
+        PullError::Timeout(_) | PullError::BadGateway(_) | PullError::Unavailable { .. } => {
+            PrefetchReason::UpstreamUnavailable
+        }
+        PullError::RangeNotSatisfiable { .. }
+        | PullError::Unservable(_)
+        | PullError::TooLarge { .. } => PrefetchReason::InvalidImage,
+    };
+    because(reason, format!("{what} {reference}: {error}"))
 }
 
 fn layer(blob: &Blob) -> PrefetchLayer {
@@ -228,7 +307,6 @@ const SILENCE: Duration = Duration::from_mins(30);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pull::Kind;
 
     #[test]
     fn waits_for_what_may_pass() {

@@ -2,8 +2,11 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use coral_schema::admin::PrefetchReason;
 use coral_schema::oci::manifest::{Child, ChildKind};
 use coral_schema::oci::{Digest, Manifest, ManifestRef, Platform, media_type};
+
+use super::Problem;
 
 /// Deepest index within indexes (H-35); real images have two levels.
 const MAX_DEPTH: usize = 4;
@@ -46,22 +49,22 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes in the manifest that [`Walk::next`] named; the blobs that it adds, in its order.
-    pub(super) fn visit(&mut self, manifest: &Manifest) -> Result<Vec<Blob>, String> {
+    pub(super) fn visit(&mut self, manifest: &Manifest) -> Result<Vec<Blob>, Problem> {
         let mut blobs = Vec::new();
         for child in wanted(manifest, self.platforms)? {
             if !self.seen.insert(child.digest) {
                 continue;
             }
             if self.seen.len() > MAX_CONTENT {
-                return Err(format!(
+                return Err(bomb(format!(
                     "it names more than {MAX_CONTENT} manifests and blobs"
-                ));
+                )));
             }
             match child.kind {
                 ChildKind::Manifest if self.depth == MAX_DEPTH => {
-                    return Err(format!(
+                    return Err(bomb(format!(
                         "its indexes nest more than {MAX_DEPTH} levels deep"
-                    ));
+                    )));
                 }
                 ChildKind::Manifest => {
                     let reference = ManifestRef::Digest(child.digest);
@@ -80,7 +83,7 @@ impl<'a> Walk<'a> {
 /// All blobs but those that may be absent everywhere; of the manifests those that run on a wanted platform, or that name
 /// none (artifacts, nested indexes). An index without anything for the wanted platforms is an error: a node would find
 /// nothing in it, either.
-fn wanted<'m>(manifest: &'m Manifest, platforms: &[Platform]) -> Result<Vec<&'m Child>, String> {
+fn wanted<'m>(manifest: &'m Manifest, platforms: &[Platform]) -> Result<Vec<&'m Child>, Problem> {
     let runs = |child: &Child| {
         let platform = child.platform.as_ref();
         platform.is_none_or(|platform| platforms.iter().any(|wish| wish.accepts(platform)))
@@ -102,9 +105,19 @@ fn wanted<'m>(manifest: &'m Manifest, platforms: &[Platform]) -> Result<Vec<&'m 
             .any(|child| child.platform.is_some())
     {
         let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
-        return Err(format!("it has no image for {}", names.join(", ")));
+        return Err(Problem {
+            reason: PrefetchReason::NotFound,
+            message: format!("it has no image for {}", names.join(", ")),
+        });
     }
     Ok(chosen)
+}
+
+fn bomb(message: String) -> Problem {
+    Problem {
+        reason: PrefetchReason::InvalidImage,
+        message,
+    }
 }
 
 /// What a job without platforms means: Linux on this machine's architecture, in any variant.
@@ -210,7 +223,7 @@ mod tests {
     fn nothing_for_the_platform_is_an_error() {
         let wishes = platforms(&["linux/riscv64"]);
         let error = Walk::new(root(), &wishes).visit(&index(&[(1, Some("linux/amd64"))]));
-        assert!(error.unwrap_err().contains("linux/riscv64"));
+        assert!(error.unwrap_err().message.contains("linux/riscv64"));
         assert_eq!(
             Walk::new(root(), &wishes).visit(&index(&[])),
             Ok(vec![]),
@@ -237,7 +250,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(result.contains("deep") && visits == MAX_DEPTH + 1);
+        assert!(result.message.contains("deep") && visits == MAX_DEPTH + 1);
 
         let mut cyclic = Walk::new(root(), &wishes);
         let mut visits = 0;
