@@ -2,6 +2,7 @@
 //! at what the client saw and at what the upstream was asked.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -472,7 +473,7 @@ async fn nothing_secret_is_shown_anywhere() -> anyhow::Result<()> {
         for path in ["/v2/team/secret/manifests/new", "/v2/team/secret/tags/list"] {
             let got = at(cache, path).await;
             assert_ne!(got.status, 200);
-            shown += &format!("{:?} {:?}", got.headers, got.body);
+            write!(shown, "{:?} {:?}", got.headers, got.body)?;
         }
         shown += &status(cache.admin()).await?.to_string();
         for path in ["/metrics", "/api/v1/registries", "/api/v1/images"] {
@@ -481,7 +482,7 @@ async fn nothing_secret_is_shown_anywhere() -> anyhow::Result<()> {
             shown += &String::from_utf8_lossy(&got.body);
         }
         let loaded = config::load(Some(&cache.configuration()), &Overrides::default())?;
-        shown += &format!("{:?}", loaded.config);
+        write!(shown, "{:?}", loaded.config)?;
     }
     for secret in [PASSWORD, encoded.as_str(), "scripted-token"] {
         assert!(!shown.contains(secret), "{secret} in {shown}");

@@ -181,9 +181,9 @@ async fn h10_a_tag_that_moves_at_each_request_gives_consistent_pulls() -> anyhow
     let upstream = Upstream::start().await?;
     // Three, since each round asks twice.
     let images = [1, 2, 3].map(|seed| Image::new(seed, &[1000 * seed]));
-    images
-        .iter()
-        .for_each(|image| upstream.add("team/app", image));
+    for image in &images {
+        upstream.add("team/app", image);
+    }
     upstream.tag("team/app", "v1", images.iter().map(Image::digest));
     let cache = Cache::start(&configuration(&upstream, CHECK_ALWAYS)).await?;
     let wanted = images

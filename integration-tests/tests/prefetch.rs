@@ -147,7 +147,7 @@ async fn events_tell_until_the_end() -> anyhow::Result<()> {
     let last = rest
         .lines()
         .filter_map(|line| line.strip_prefix("data: "))
-        .last()
+        .next_back()
         .unwrap();
     let last: Value = serde_json::from_str(last)?;
     assert_eq!(last["state"], "done");

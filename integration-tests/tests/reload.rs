@@ -132,7 +132,8 @@ async fn h36_a_change_takes_effect_without_a_restart() -> anyhow::Result<()> {
         json!([{ "name": UPSTREAM_NAME, "aliases": [], "allow": [], "deny": ["team/secret"] }]);
     assert_eq!(json(&registries), deny);
     let applied = "coral_registry_config_reloads_total{result=\"applied\"}";
-    assert_eq!(metric(cache.admin(), applied).await? as u64, 1);
+    let applied = metric(cache.admin(), applied).await?;
+    assert!((applied - 1.0).abs() < 0.5, "{applied}");
     Ok(())
 }
 

@@ -569,7 +569,7 @@ async fn h38_head_promises_nothing_that_get_turns_into_a_broken_answer() -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn conditional_and_range_headers() -> anyhow::Result<()> {
+async fn conditional_requests_and_caching_headers() -> anyhow::Result<()> {
     let (upstream, cache) = start("").await?;
     let image = Image::new(1, &[1000]);
     upstream.publish("team/app", "v1", &image);
@@ -613,6 +613,23 @@ async fn conditional_and_range_headers() -> anyhow::Result<()> {
         let other = get(cache.address(), &path, &[("if-none-match", "\"other\"")]).await?;
         assert_eq!(other.status, 200);
     }
+    assert_eq!(
+        upstream.requests(&When::any()),
+        asked,
+        "all of it from the cache"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_a_held_blob() -> anyhow::Result<()> {
+    let (upstream, cache) = start("").await?;
+    let image = Image::new(1, &[1000]);
+    upstream.publish("team/app", "v1", &image);
+    pull(cache.address(), "team/app", "v1").await?;
+    let asked = upstream.requests(&When::any());
+    let layer = &image.layers()[0];
+    let blob = format!("/v2/{}", blob_path(&layer.digest));
     assert_eq!(at(&cache, &blob).await.header("accept-ranges"), "bytes");
     let content = layer.content.read_all();
     for (range, status, expected) in [
