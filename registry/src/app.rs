@@ -257,6 +257,7 @@ fn follow_configuration(
 ) {
     let stopping = tasks.stopping();
     let changes = watched.config();
+    let upstreams = Arc::clone(&listeners.upstreams);
     tasks.spawn("reload", async move {
         stopping
             .run_until_cancelled(listeners.follow(changes))
@@ -268,9 +269,10 @@ fn follow_configuration(
             overrides: origin.overrides,
             period: watch::PERIOD,
         };
+        let trial = move |config: &Config| upstreams.try_out(config).map_err(|e| e.to_string());
         tasks.spawn(
             "configuration",
-            Arc::clone(watched).run(source, tasks.stopping()),
+            Arc::clone(watched).run(source, Arc::new(trial), tasks.stopping()),
         );
     }
 }

@@ -31,6 +31,22 @@ impl Upstreams {
         }
     }
 
+    /// Could a snapshot be made of this configuration? Reads certificate files: call it where blocking is allowed.
+    pub(super) fn try_out(&self, config: &Config) -> Result<(), BuildError> {
+        for wanted in &config.upstreams {
+            let is_built = {
+                let built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+                built
+                    .get(&wanted.name)
+                    .is_some_and(|(same, _)| same == wanted)
+            };
+            if !is_built {
+                upstream::build(wanted, &self.metrics, &self.tasks)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The snapshot of a configuration. Reads certificate files: call it where blocking is allowed.
     pub(super) fn snapshot(&self, config: &Config) -> Result<Snapshot, BuildError> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);

@@ -52,6 +52,9 @@ pub struct Source {
     pub period: Duration,
 }
 
+/// Tries out what the file says before it is in force: what is wrong, in sentences that name the key. May block.
+pub type Trial = Arc<dyn Fn(&Config) -> Result<(), String> + Send + Sync>;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: ReloadResult,
@@ -106,7 +109,7 @@ impl ConfigWatch {
     }
 
     /// Looks at the file until `stopping`. A file system that hangs only delays the next look.
-    pub async fn run(self: Arc<Self>, source: Source, stopping: CancellationToken) {
+    pub async fn run(self: Arc<Self>, source: Source, trial: Trial, stopping: CancellationToken) {
         let mut ticks = tokio::time::interval(source.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen = Seen {
@@ -117,7 +120,7 @@ impl ConfigWatch {
         loop {
             let look = async {
                 ticks.tick().await;
-                look(source.clone(), seen.settled.clone()).await
+                look(source.clone(), Arc::clone(&trial), seen.settled.clone()).await
             };
             let Some(found) = stopping.run_until_cancelled(look).await else {
                 return;
@@ -201,6 +204,7 @@ struct Seen {
 /// What the file says, unless that is `settled`.
 async fn look(
     source: Source,
+    trial: Trial,
     settled: Option<Content>,
 ) -> Option<(Content, Result<Loaded, Mistakes>)> {
     let looked = tokio::task::spawn_blocking(move || {
@@ -213,6 +217,10 @@ async fn look(
             Ok(bytes) => super::from_bytes(&name, bytes, &source.overrides),
             Err(error) => Err(Mistakes::whole(&name, format!("cannot be read: {error}"))),
         };
+        let result = result.and_then(|loaded| match trial(&loaded.config) {
+            Ok(()) => Ok(loaded),
+            Err(problem) => Err(Mistakes::whole(&name, problem)),
+        });
         Some((content, result))
     });
     looked.await.ok().flatten()

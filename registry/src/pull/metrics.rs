@@ -1,6 +1,6 @@
 //! What pulls count, besides what the HTTP layer counts per request.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -14,16 +14,16 @@ pub struct PullMetrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CheckLabel {
-    result: CheckResult,
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StaleLabel {
-    reason: StaleReason,
+    reason: &'static str,
 }
 
 /// How a tag check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CheckResult {
     Confirmed,
     Moved,
@@ -33,11 +33,33 @@ pub(super) enum CheckResult {
 }
 
 /// Why something stale was served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StaleReason {
     Missing,
     Refused,
     Unreachable,
+}
+
+impl CheckResult {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Moved => "moved",
+            Self::Missing => "missing",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl StaleReason {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+        }
+    }
 }
 
 impl PullMetrics {
@@ -58,10 +80,12 @@ impl PullMetrics {
     }
 
     pub(super) fn checked(&self, result: CheckResult) {
+        let result = result.label();
         self.tag_checks.get_or_create(&CheckLabel { result }).inc();
     }
 
     pub(super) fn stale(&self, reason: StaleReason) {
+        let reason = reason.label();
         self.stale_served
             .get_or_create(&StaleLabel { reason })
             .inc();

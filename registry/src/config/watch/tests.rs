@@ -29,7 +29,10 @@ impl Watched {
             period: Duration::from_millis(2),
         };
         let tasks = coral_schema::process::tasks::Tasks::new();
-        let running = tasks.spawn("watch", Arc::clone(&watch).run(source, stopping.clone()));
+        let running = tasks.spawn(
+            "watch",
+            Arc::clone(&watch).run(source, Arc::new(|_: &Config| Ok(())), stopping.clone()),
+        );
         Self {
             folder,
             watch,
