@@ -22,21 +22,21 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use coral_schema::admin::TransferState;
-use coral_schema::oci::{Digest, Hasher};
+use coral_schema::oci::Digest;
 use coral_schema::process::tasks::Tasks;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 pub use self::budget::{FillOnRange, FinishTransfers};
 pub use self::metrics::TransferMetrics;
+pub use self::progress::{Detached, Phase, Progress, TransferError};
 use self::rate::Rate;
 use self::suspects::Suspects;
 use self::table::Table;
 use crate::index::Index;
 use crate::name::RepoKey;
 use crate::store::{BlobStore, FileReader, RecordStore, Room};
-use crate::upstream::{Priority, Upstream, UpstreamError};
+use crate::upstream::{Priority, Upstream};
 
 pub mod budget;
 pub mod bypass;
@@ -44,9 +44,11 @@ mod download;
 mod fill;
 mod metrics;
 mod part;
+mod progress;
 pub mod rate;
 pub mod reader;
 mod resume;
+mod stall;
 mod suspects;
 mod table;
 
@@ -68,73 +70,6 @@ pub struct TransferConfig {
     pub finish: FinishTransfers,
     /// Does a bounded range start a fill?
     pub fill_on_range: FillOnRange,
-}
-
-/// Why a transfer ended without its blob.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum TransferError {
-    /// No origin delivered; the last error of each.
-    #[error("{}", .0.last().map_or_else(|| "no upstream to ask".to_owned(), ToString::to_string))]
-    Upstream(Arc<[UpstreamError]>),
-    /// What arrived is not what the digest names.
-    #[error("the upstream sent bytes that do not match the digest")]
-    WrongBytes,
-    /// Nobody waited any more, and the configuration says not to go on.
-    #[error("nobody waited for it any more")]
-    Abandoned,
-    /// The process stops, or the task of the transfer died.
-    #[error("the transfer was interrupted")]
-    Interrupted,
-}
-
-/// Where a transfer stands.
-#[derive(Debug, Clone)]
-pub enum Phase {
-    /// No origin has answered yet.
-    Connecting,
-    /// Bytes arrive.
-    Running,
-    /// All bytes are there; the digest is compared.
-    Verifying,
-    /// The digest is right. Readers may finish.
-    Published,
-    /// The store failed: each reader goes on by itself.
-    Detached(Arc<Detached>),
-    /// No blob.
-    Failed(TransferError),
-}
-
-impl Phase {
-    /// As the admin API calls it.
-    pub fn state(&self) -> TransferState {
-        match self {
-            Self::Connecting => TransferState::Connecting,
-            Self::Running => TransferState::Running,
-            Self::Verifying => TransferState::Verifying,
-            Self::Published => TransferState::Published,
-            Self::Detached(_) | Self::Failed(_) => TransferState::Failed,
-        }
-    }
-}
-
-/// What a reader needs to go on without the store.
-#[derive(Debug)]
-pub struct Detached {
-    /// Bytes that are in the spool file, which is unlinked but still open.
-    pub offset: u64,
-    /// The hash state at `offset`.
-    pub hasher: Hasher,
-}
-
-/// What readers and the status API watch.
-#[derive(Debug, Clone)]
-pub struct Progress {
-    /// Where it stands.
-    pub phase: Phase,
-    /// Bytes on disk.
-    pub watermark: u64,
-    /// Bytes in all, when an origin said so.
-    pub size: Option<u64>,
 }
 
 /// One running download of one blob.

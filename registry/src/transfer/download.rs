@@ -13,9 +13,9 @@ use bytes::{Buf as _, Bytes};
 use coral_schema::oci::Digest;
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, FuturesUnordered};
-use tokio::time::Instant;
 
 use super::resume::{Retries, is_final, retry_after};
+use super::stall::StallMeter;
 use super::{Origin, Shared, Transfer, TransferError};
 use crate::upstream::{
     BlobStream, ByteRange, Call, Endpoint, Identity, Priority, UpstreamError, UpstreamErrorKind,
@@ -361,7 +361,7 @@ impl Download {
 }
 
 impl Source {
-    fn error(&self, kind: UpstreamErrorKind) -> UpstreamError {
+    pub(super) fn error(&self, kind: UpstreamErrorKind) -> UpstreamError {
         UpstreamError {
             endpoint: self.endpoint().url().into(),
             kind,
@@ -375,44 +375,6 @@ impl fmt::Debug for Download {
             .field("digest", &self.digest)
             .field("part", &self.part)
             .finish_non_exhaustive()
-    }
-}
-
-/// Notices a source that delivers less than `minRate` for `stall`. Only time spent waiting for it counts, so that a
-/// slow reader is not the source's fault.
-#[derive(Debug, Default)]
-struct StallMeter {
-    waited: Duration,
-    bytes: u64,
-}
-
-impl StallMeter {
-    async fn watch<F>(
-        &mut self,
-        source: &Source,
-        next: F,
-    ) -> Result<Option<Result<Bytes, UpstreamError>>, UpstreamError>
-    where
-        F: Future<Output = Option<Result<Bytes, UpstreamError>>>,
-    {
-        let timeouts = source.origin.upstream.timeouts;
-        let since = Instant::now();
-        let chunk = tokio::time::timeout(timeouts.stall.saturating_sub(self.waited), next).await;
-        self.waited += since.elapsed();
-        if let Ok(Some(Ok(chunk))) = &chunk {
-            self.bytes += chunk.len() as u64;
-        }
-        if self.waited >= timeouts.stall {
-            let too_slow = self.bytes
-                < timeouts
-                    .min_rate
-                    .saturating_mul(timeouts.stall.as_secs().max(1));
-            *self = Self::default();
-            if too_slow || chunk.is_err() {
-                return Err(source.error(UpstreamErrorKind::Timeout("its download was too slow")));
-            }
-        }
-        chunk.map_err(|_| source.error(UpstreamErrorKind::Timeout("its download stalled")))
     }
 }
 
