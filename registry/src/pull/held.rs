@@ -16,6 +16,10 @@ impl Puller {
         let mut row = known(index.blob(digest).await);
         if row.is_none() {
             let stored = self.0.blobs.open(digest).await.ok().flatten()?;
+            // Between its rename and its row a blob is the business of its transfer, which knows whose it is.
+            if self.0.transfers.running(digest).is_some() {
+                return None;
+            }
             // Who may read it is known only when all records are back; a row put before would hide it for good.
             if !index.complete() && !self.0.rebuild.settled().await {
                 return None;
