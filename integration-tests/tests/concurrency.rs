@@ -294,3 +294,34 @@ async fn a_prefetch_and_clients_share_a_download() -> anyhow::Result<()> {
     assert_eq!(scene.upstream.requests(&gets), 1);
     Ok(())
 }
+
+/// Lazy loaders of many pods ask for the same footer at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn identical_far_ranges_are_one_request() -> anyhow::Result<()> {
+    let scene = Scene::new(&[32 << 20], "").await?;
+    let (address, layer) = (scene.cache.address(), scene.layer());
+    get(address, &format!("/v2/{REPOSITORY}/manifests/v1"), &[]).await?;
+    let gate = Gate::new();
+    let held = Fault::new().hold(&gate, (20 << 20) + 1000);
+    scene.upstream.always(When::blob(&layer), held);
+    let range = format!("bytes={}-{}", 20 << 20, (20 << 20) + 65_535);
+    let mut readers = Vec::new();
+    for _ in 0..10 {
+        readers.push(scene.open(&[("range", &range)]).await?);
+    }
+    gate.open();
+    let content = &scene.image.layers()[0].content;
+    let mut expected = Vec::new();
+    while expected.len() < 65_536 {
+        let offset = (20 << 20) + expected.len() as u64;
+        expected.extend_from_slice(&content.chunk(offset, 65_536 - expected.len()));
+    }
+    for mut reader in readers {
+        let Reading { connection, reply } = &mut reader;
+        assert_eq!(reply.status, 206);
+        assert!(connection.read_all(reply).await? == expected);
+    }
+    assert_eq!(scene.upstream.requests(&When::blob(&layer)), 1);
+    assert!(scene.cache.parts().is_empty() && !scene.cache.stored().contains_key(&layer));
+    Ok(())
+}

@@ -44,6 +44,7 @@ mod download;
 mod fill;
 mod metrics;
 mod part;
+mod piece;
 mod progress;
 pub mod rate;
 pub mod reader;
@@ -132,6 +133,7 @@ struct Shared {
     metrics: TransferMetrics,
     suspects: Suspects,
     ranges: budget::RangeLedger,
+    pieces: piece::Pieces,
     hash_steps: Semaphore,
 }
 
@@ -155,6 +157,7 @@ impl Transfers {
             metrics,
             suspects: Suspects::default(),
             ranges: budget::RangeLedger::default(),
+            pieces: piece::Pieces::default(),
             hash_steps: Semaphore::new(HASH_STEPS),
         }))
     }

@@ -11,6 +11,7 @@ use futures::stream;
 
 use super::budget::RangeFacts;
 use super::download::{Download, Origins, Part};
+use super::piece::{Wanted, shared_piece};
 use super::reader::{Body, Position, ReadError};
 use super::{Detached, Origin, TransferError, Transfers};
 use crate::upstream::Priority;
@@ -72,34 +73,47 @@ impl Transfers {
         Ok((size, body.boxed()))
     }
 
-    /// Fetches exactly `start..end` for one client. Fails, without having fetched anything else, if the upstream
-    /// ignores ranges.
+    /// Fetches exactly `start..end`, once for all who ask for the same at the same time. Fails, without having fetched
+    /// anything else, if the upstream ignores ranges.
     pub async fn pass_through(
         &self,
         digest: &Digest,
         origin: Origin,
         (start, end): (u64, u64),
     ) -> Result<(Option<u64>, Body), TransferError> {
+        let wanted = Wanted {
+            digest: *digest,
+            origin,
+            start,
+            end,
+        };
+        match shared_piece(&self.0, &wanted).await? {
+            Some(answer) => Ok(answer),
+            None => self.pass_to_one(wanted).await,
+        }
+    }
+
+    async fn pass_to_one(&self, wanted: Wanted) -> Result<(Option<u64>, Body), TransferError> {
+        let Wanted {
+            digest,
+            origin,
+            start,
+            end,
+        } = wanted;
         let part = Part {
             start,
             end: Some(end),
             size: None,
         };
-        let mut download = Download::new(
-            &self.0,
-            *digest,
-            Priority::Interactive,
-            Origins::Own(origin),
-            part,
-        );
+        let origins = Origins::Own(origin);
+        let mut download = Download::new(&self.0, digest, Priority::Interactive, origins, part);
         download.open().await?;
         let size = download.size();
         let shared = Arc::clone(&self.0);
         let body = stream::try_unfold((download, shared), |(mut download, shared)| async move {
             let chunk = download.next().await.map_err(ReadError::from)?;
-            shared
-                .metrics
-                .unverified(chunk.as_ref().map_or(0, Bytes::len) as u64);
+            let length = chunk.as_ref().map_or(0, Bytes::len);
+            shared.metrics.unverified(length as u64);
             Ok(chunk.map(|chunk| (chunk, (download, shared))))
         });
         Ok((size, body.boxed()))
