@@ -11,7 +11,6 @@ use std::sync::Arc;
 use coral_schema::oci::Digest;
 
 use super::failure::{interrupted, pull_error};
-use super::negative::unknown_blob;
 use super::recorder::Fact;
 use super::{Kind, MANIFEST_TOTAL, PullError, Puller, Shared, known};
 use crate::access::cap::ReadCap;
@@ -67,8 +66,8 @@ impl Puller {
             .await
             .unwrap_or_else(|| Err(interrupted()));
         match answer {
-            // Unknown and forbidden look the same.
-            Err(PullError::Refused(_)) if !cap.is_public() => Err(unknown_blob()),
+            // Unknown and forbidden look the same (H-20).
+            Err(PullError::Refused(_)) if !cap.is_public() => Err(PullError::NotFound(Kind::Blob)),
             other => other,
         }
     }

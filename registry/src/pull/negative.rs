@@ -7,7 +7,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-use super::{Kind, PullError};
+use super::PullError;
 use crate::access::cap::ReadCap;
 
 /// See the module.
@@ -60,11 +60,6 @@ fn key(cap: &ReadCap, reference: &str) -> Arc<str> {
         .map(|endpoint| endpoint.credential_id(repo.repository()));
     let credential = credential.as_ref().map_or("", |credential| &credential.0);
     format!("{repo} {reference} {credential}").into()
-}
-
-/// The refusal of a digest that is not a member, without asking: unknown and forbidden look the same (H-20).
-pub(super) fn unknown_blob() -> PullError {
-    PullError::NotFound(Kind::Blob)
 }
 
 const REFUSED_TTL: Duration = Duration::from_mins(1);
