@@ -1,0 +1,1 @@
+//! Keeps the images that a node's `NodeCache` names on that node.
