@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coral_schema::duration::{HumanDuration, HumanDurationError};
 use coral_schema::mirror_config::HostPort;
 use coral_schema::quantity::ByteSize;
 use url::Url;
@@ -75,15 +76,12 @@ pub(super) fn or_none<T>(
     }
 }
 
-/// A duration of at most [`LONGEST`], zero allowed.
+/// A duration of at most ten years, zero allowed.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let length = parse_duration(text).ok_or_else(|| {
-        "is not a duration; write numbers with units, like 100ms, 55s, 5m, 1h30m or 720h".to_owned()
-    })?;
-    if length > LONGEST {
-        return Err("is too long; write at most 87600h, which is ten years".to_owned());
-    }
-    Ok(length)
+    let length: HumanDuration = text
+        .parse()
+        .map_err(|error: HumanDurationError| error.to_string())?;
+    Ok(length.0)
 }
 
 /// A duration that something waits for: at least a millisecond, at most `most`.
@@ -98,36 +96,6 @@ pub(super) fn wait(most: Duration) -> impl Fn(&str) -> Result<Duration, String> 
         }
         Ok(length)
     }
-}
-
-/// Ten years: nobody means more, and adding it to any clock is safe.
-const LONGEST: Duration = Duration::from_hours(87_600);
-
-fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    let mut last_unit = u64::MAX;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, after) = rest.split_at(digits);
-        let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let (unit, after) = after.split_at(letters);
-        let milliseconds: u64 = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return None,
-        };
-        if milliseconds >= last_unit {
-            return None;
-        }
-        last_unit = milliseconds;
-        let part = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
-        total = total.checked_add(Duration::from_millis(part))?;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 /// An IP address and a port to listen on.
@@ -212,36 +180,6 @@ fn http_url(text: &str) -> Result<Url, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[rstest::rstest]
-    #[case("100ms", 100)]
-    #[case("55s", 55_000)]
-    #[case("5m", 300_000)]
-    #[case("1h30m", 5_400_000)]
-    #[case("720h", 2_592_000_000)]
-    #[case("0s", 0)]
-    fn durations(#[case] text: &str, #[case] milliseconds: u64) {
-        assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
-    }
-
-    #[rstest::rstest]
-    #[case("")]
-    #[case("5")]
-    #[case("s")]
-    #[case("-5s")]
-    #[case("1.5h")]
-    #[case("5 m")]
-    #[case("5min")]
-    #[case("30d")]
-    #[case("1m1h")]
-    #[case("1s1s")]
-    #[case("87601h")]
-    #[case("99999999999999999999s")]
-    #[case("18446744073709551615h")]
-    #[case("5µs")]
-    fn not_durations(#[case] text: &str) {
-        assert!(duration(text).is_err());
-    }
 
     #[rstest::rstest]
     #[case("https://registry.example", true)]
