@@ -72,6 +72,9 @@ async fn a_job_shows_its_progress_and_its_images_are_held() -> anyhow::Result<()
         look(&cache, &job).await["state"] == "done"
     })
     .await;
+    let stored = cache.stored();
+    let held = |blob: &Blob| stored.contains_key(&blob.digest);
+    assert!(image.blobs.iter().all(held), "done is in the store");
     let status = look(&cache, &job).await;
     let shown = &status["images"][0];
     assert_eq!(shown["ref"], reference);

@@ -1,7 +1,7 @@
 //! One download per digest, shared by everybody who waits.
 //!
 //! ```text
-//! Connecting → Running(size, watermark) → Verifying → Published
+//! Connecting → Running(size, watermark) → Verifying → Verified → Published | Unpublished
 //!     └────────────┴──────────┬──────────────┴→ Failed | Detached
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! - The upstream is asked once, whoever waits; breaks are resumed where they happened ([`download`]).
 //! - Nobody gets the last byte of a blob before its digest was verified, so a complete body is always right. On
 //!   failure the body ends with an error, which aborts the connection, never cleanly.
+//! - A transfer is found here until its blob is published: whoever comes in between reads its file.
 //! - A store that fails does not fail a client: the transfer is *detached*, and each reader goes on with an upstream
 //!   request of its own ([`bypass`]) that it verifies itself.
 //!
@@ -52,6 +53,8 @@ mod resume;
 mod stall;
 mod suspects;
 mod table;
+#[cfg(test)]
+mod tests;
 
 /// Where a blob may be fetched from: a repository that the caller may read.
 #[derive(Debug, Clone)]
@@ -301,11 +304,28 @@ impl Transfer {
         self.progress.send_modify(|progress| progress.phase = phase);
     }
 
-    fn has_ended(&self) -> bool {
-        matches!(
+    /// Can somebody new be given what comes of it?
+    fn is_usable(&self) -> bool {
+        !matches!(
             self.progress.borrow().phase,
-            Phase::Published | Phase::Failed(_) | Phase::Detached(_)
+            Phase::Failed(_) | Phase::Detached(_)
         )
+    }
+
+    /// Nobody works on it any more: what was not brought to an end until now has none.
+    fn end(&self) {
+        self.progress.send_if_modified(|progress| {
+            progress.phase = match progress.phase {
+                Phase::Connecting | Phase::Running | Phase::Verifying => {
+                    Phase::Failed(TransferError::Interrupted)
+                }
+                Phase::Verified => Phase::Unpublished,
+                Phase::Published | Phase::Unpublished | Phase::Detached(_) | Phase::Failed(_) => {
+                    return false;
+                }
+            };
+            true
+        });
     }
 
     fn status(&self) -> TransferStatus {

@@ -33,7 +33,7 @@ mod resolver;
 mod retry;
 mod shared;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 mod token;
 mod transport;

@@ -129,7 +129,7 @@ pub enum TransferState {
     Connecting,
     /// Bytes arrive.
     Running,
-    /// All bytes are there, the digest is being checked.
+    /// All bytes are there: the digest is checked, and the blob put into the store.
     Verifying,
     /// Stored; also what was stored before anybody asked.
     Published,

@@ -1,5 +1,8 @@
 //! Upstream body to spool file: hash, write, advance the watermark, verify, publish. Outlives every reader.
 //!
+//! Readers have their last byte once the digest is verified; store and index follow behind them, since a disk that is
+//! busy writing back can keep a rename waiting for long.
+//!
 //! Two halves run in one task: one pulls from the network ([`receive`]), one hashes and writes on a blocking thread
 //! ([`store`]); between them at most [`IN_FLIGHT`] bytes wait.
 
@@ -30,6 +33,7 @@ pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
             Phase::Failed(error)
         }
         Err(Ending::Detached(detached)) => Phase::Detached(detached),
+        Err(Ending::Unpublished) => Phase::Unpublished,
     };
     transfer.set_phase(ending);
 }
@@ -38,6 +42,7 @@ pub(super) async fn run(shared: &Arc<Shared>, permit: Permit) {
 pub(super) enum Ending {
     Failed(TransferError),
     Detached(Arc<Detached>),
+    Unpublished,
 }
 
 impl From<TransferError> for Ending {
@@ -63,8 +68,8 @@ async fn fill(shared: &Arc<Shared>, transfer: &Arc<Transfer>) -> Result<(), Endi
     transfer.set_phase_if_announced(Phase::Verifying);
     let sources = download.into_used();
     let verified = verify(shared, transfer, &sources, spool)?;
-    publish(shared, transfer, &sources, verified).await;
-    Ok(())
+    transfer.set_phase(Phase::Verified);
+    publish(shared, transfer, &sources, verified).await
 }
 
 /// Lets the waiting readers send their headers. An empty blob is verified first: its headers are its whole body.
@@ -269,13 +274,13 @@ async fn publish(
     transfer: &Transfer,
     sources: &[Source],
     verified: VerifiedSpool,
-) {
+) -> Result<(), Ending> {
     let (digest, size) = (&transfer.digest, verified.size());
     // From here until the row is there, eviction leaves the digest alone.
     let _publishing = shared.index.publishing(digest).await;
     if let Err(error) = shared.store.publish(verified).await {
         report_degraded(shared, &error);
-        return;
+        return Err(Ending::Unpublished);
     }
     shared.room.works();
     let public = sources.iter().any(|source| source.origin.public);
@@ -296,6 +301,7 @@ async fn publish(
     if let Err(error) = row.and(members) {
         tracing::warn!(%digest, %error, "the index did not take a stored blob; it will be found in the store");
     }
+    Ok(())
 }
 
 /// Bytes between the network and the disk, per transfer.

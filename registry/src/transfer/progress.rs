@@ -33,8 +33,13 @@ pub enum Phase {
     Running,
     /// All bytes are there; the digest is compared.
     Verifying,
-    /// The digest is right. Readers may finish.
+    /// The digest is right, and readers may finish. The blob is on its way into store and index: who needs it there
+    /// waits for the next phase.
+    Verified,
+    /// The blob is in the store.
     Published,
+    /// The digest is right, and readers may finish, but the store did not take the blob.
+    Unpublished,
     /// The store failed: each reader goes on by itself.
     Detached(Arc<Detached>),
     /// No blob.
@@ -47,10 +52,15 @@ impl Phase {
         match self {
             Self::Connecting => TransferState::Connecting,
             Self::Running => TransferState::Running,
-            Self::Verifying => TransferState::Verifying,
+            Self::Verifying | Self::Verified => TransferState::Verifying,
             Self::Published => TransferState::Published,
-            Self::Detached(_) | Self::Failed(_) => TransferState::Failed,
+            Self::Unpublished | Self::Detached(_) | Self::Failed(_) => TransferState::Failed,
         }
+    }
+
+    /// May readers have the last byte?
+    pub(super) fn is_verified(&self) -> bool {
+        matches!(self, Self::Verified | Self::Published | Self::Unpublished)
     }
 }
 

@@ -108,7 +108,7 @@ impl Reader {
                 return Ok(Some(chunk));
             }
             match now.phase {
-                Phase::Published => return Ok(None),
+                phase if phase.is_verified() => return Ok(None),
                 _ if self.end.is_some_and(|end| self.position >= end) => return Ok(None),
                 Phase::Failed(error) => return Err(error.into()),
                 Phase::Detached(detached) => {
@@ -140,7 +140,7 @@ impl Reader {
 
     fn count_unverified(&self, now: &Progress, chunk: &Bytes) {
         let whole = self.started_at_zero && self.end.is_none();
-        if !whole && !matches!(now.phase, Phase::Published) {
+        if !whole && !now.phase.is_verified() {
             self.shared.metrics.unverified(chunk.len() as u64);
         }
     }
@@ -178,7 +178,8 @@ impl Continuation {
 /// verified; with an unknown size nothing stays back here, since the body's end marker does.
 fn readable(now: &Progress, end: Option<u64>) -> u64 {
     let limit = match (&now.phase, now.size) {
-        (Phase::Published, _) | (_, None) => now.watermark,
+        (phase, _) if phase.is_verified() => now.watermark,
+        (_, None) => now.watermark,
         (Phase::Detached(detached), _) if now.size == Some(detached.offset) => {
             detached.offset.saturating_sub(1)
         }
@@ -264,7 +265,9 @@ mod tests {
     #[case::running(progress(Phase::Running, 50, Some(100)), None, 50)]
     #[case::last_byte_waits(progress(Phase::Running, 100, Some(100)), None, 99)]
     #[case::last_byte_waits_while_verifying(progress(Phase::Verifying, 100, Some(100)), None, 99)]
-    #[case::verified(progress(Phase::Published, 100, Some(100)), None, 100)]
+    #[case::verified(progress(Phase::Verified, 100, Some(100)), None, 100)]
+    #[case::published(progress(Phase::Published, 100, Some(100)), None, 100)]
+    #[case::unpublished(progress(Phase::Unpublished, 100, Some(100)), None, 100)]
     #[case::failed(
         progress(Phase::Failed(TransferError::WrongBytes), 100, Some(100)),
         None,
@@ -273,7 +276,7 @@ mod tests {
     #[case::range(progress(Phase::Running, 50, Some(100)), Some(20), 20)]
     #[case::range_with_last_byte(progress(Phase::Running, 100, Some(100)), Some(100), 99)]
     #[case::no_size(progress(Phase::Running, 50, None), None, 50)]
-    #[case::empty(progress(Phase::Published, 0, Some(0)), None, 0)]
+    #[case::empty(progress(Phase::Verified, 0, Some(0)), None, 0)]
     fn holds_back_the_last_byte(
         #[case] now: Progress,
         #[case] end: Option<u64>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coral_schema::oci::Digest;
 
-use super::{Origin, Phase, Transfer, TransferError};
+use super::{Origin, Transfer};
 use crate::upstream::Priority;
 
 /// Running transfers by digest.
@@ -40,10 +40,7 @@ impl Table {
     ) -> (Arc<Transfer>, Option<Permit>) {
         let mut entries = self.entries();
         // One that ended without its blob is about to leave the table; nobody new may be given its ending.
-        let usable = |transfer: &&Arc<Transfer>| {
-            !transfer.has_ended() || matches!(transfer.progress.borrow().phase, Phase::Published)
-        };
-        if let Some(transfer) = entries.get(digest).filter(usable) {
+        if let Some(transfer) = entries.get(digest).filter(|transfer| transfer.is_usable()) {
             return (Arc::clone(transfer), None);
         }
         let transfer = Arc::new(Transfer::new(*digest, origin.clone(), priority));
@@ -76,9 +73,6 @@ impl Drop for Permit {
             entries.remove(&self.transfer.digest);
         }
         drop(entries);
-        if !self.transfer.has_ended() {
-            self.transfer
-                .set_phase(Phase::Failed(TransferError::Interrupted));
-        }
+        self.transfer.end();
     }
 }

@@ -1,7 +1,7 @@
 //! The client against a small scripted upstream on a real socket.
 
 mod auth;
-mod fake;
+pub(crate) mod fake;
 mod faults;
 mod order;
 mod redirects;
@@ -55,10 +55,18 @@ fn config(endpoint: &str) -> UpstreamConfig {
     }
 }
 
-fn endpoint(config: &UpstreamConfig) -> Arc<dyn Endpoint> {
+/// An upstream with this one endpoint.
+pub(crate) fn upstream(endpoint: &str) -> Upstream {
+    built(&config(endpoint))
+}
+
+fn built(config: &UpstreamConfig) -> Upstream {
     let metrics = UpstreamMetrics::register(&mut Registry::default());
-    let upstream = build(config, &metrics, &Tasks::new()).unwrap();
-    Arc::clone(&upstream.endpoints[0])
+    build(config, &metrics, &Tasks::new()).unwrap()
+}
+
+fn endpoint(config: &UpstreamConfig) -> Arc<dyn Endpoint> {
+    Arc::clone(&built(config).endpoints[0])
 }
 
 fn call() -> Call {

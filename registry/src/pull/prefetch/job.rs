@@ -180,11 +180,11 @@ impl ImageJob<'_> {
                         &blob.digest,
                     ));
                 }
-                Phase::Detached(_) => {
+                Phase::Detached(_) | Phase::Unpublished => {
                     let message = "the store of the cache takes no more".to_owned();
                     return Err(because(PrefetchReason::StorageFull, message));
                 }
-                Phase::Connecting | Phase::Running | Phase::Verifying => {}
+                Phase::Connecting | Phase::Running | Phase::Verifying | Phase::Verified => {}
             }
             match timeout(SILENCE, progress.changed()).await {
                 Ok(Ok(())) => {}

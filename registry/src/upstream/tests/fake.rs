@@ -11,16 +11,16 @@ use crate::upstream::limit::lock;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
-    pub(super) method: String,
-    pub(super) target: String,
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) target: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
-    pub(super) body: String,
+    pub(crate) body: String,
 }
 
 impl Seen {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
             .find(|(header, _)| header == name)
@@ -28,17 +28,17 @@ impl Seen {
     }
 
     /// The server's own URL, as the client wrote it.
-    pub(super) fn origin(&self) -> String {
+    pub(crate) fn origin(&self) -> String {
         format!("http://{}", self.header("host").unwrap())
     }
 
-    pub(super) fn authorization(&self) -> Option<&str> {
+    pub(crate) fn authorization(&self) -> Option<&str> {
         self.header("authorization")
     }
 }
 
 /// What to do with a request.
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// Write this, wait for the next request.
     Bytes(Vec<u8>),
     /// Write this and close.
@@ -48,7 +48,7 @@ pub(super) enum Reply {
 }
 
 /// A reply with a status, headers and a body with its length.
-pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Reply {
+pub(crate) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Reply {
     let length = body.len().to_string();
     let announced = [("content-length", length.as_str())];
     let announced = if status == 304 {
@@ -60,7 +60,7 @@ pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Reply 
 }
 
 /// The same, without a length of its own.
-pub(super) fn head(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+pub(crate) fn head(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let lines: Vec<_> = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
@@ -68,13 +68,13 @@ pub(super) fn head(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8>
     format!("HTTP/1.1 {status} x\r\n{}\r\n{body}", lines.concat()).into_bytes()
 }
 
-pub(super) struct Fake {
+pub(crate) struct Fake {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Fake {
-    pub(super) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -90,20 +90,20 @@ impl Fake {
         Self { address, seen }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// The same server under another host name.
-    pub(super) fn other_url(&self) -> String {
+    pub(crate) fn other_url(&self) -> String {
         format!("http://localhost:{}", self.address.port())
     }
 
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         lock(&self.seen).clone()
     }
 
-    pub(super) fn count(&self, target: &str) -> usize {
+    pub(crate) fn count(&self, target: &str) -> usize {
         self.seen()
             .iter()
             .filter(|seen| seen.target.starts_with(target))
