@@ -79,7 +79,8 @@ pub struct TransferConfig {
 /// One running download of one blob.
 pub struct Transfer {
     digest: Digest,
-    priority: Priority,
+    /// Who waits for it; never falls.
+    priority: watch::Sender<Priority>,
     started: Instant,
     rate: Mutex<Rate>,
     origins: Mutex<Vec<Origin>>,
@@ -176,7 +177,8 @@ impl Transfers {
     }
 
     /// Finds the transfer of `digest`, or starts it from `origin`, one that the caller may read from. One that runs
-    /// already is not touched: the caller has to know that its repository has the digest before it looks at it.
+    /// already only learns who waits for it: the caller has to know that its repository has the digest before it looks
+    /// at it.
     pub fn join(&self, digest: &Digest, origin: &Origin, priority: Priority) -> Joined {
         let (transfer, permit) = self.0.table.join(digest, origin, priority);
         let started = permit.is_some();
@@ -215,7 +217,7 @@ impl Transfer {
     fn new(digest: Digest, origin: Origin, priority: Priority) -> Self {
         Self {
             digest,
-            priority,
+            priority: watch::Sender::new(priority),
             started: Instant::now(),
             rate: Mutex::new(Rate::new(0, Instant::now())),
             origins: Mutex::new(vec![origin]),
@@ -302,6 +304,15 @@ impl Transfer {
 
     fn set_phase(&self, phase: Phase) {
         self.progress.send_modify(|progress| progress.phase = phase);
+    }
+
+    /// A client may wait for it from now on: it does not queue behind what nobody waits for.
+    fn raise(&self, priority: Priority) {
+        self.priority.send_if_modified(|now| {
+            let raised = priority > *now;
+            *now = priority.max(*now);
+            raised
+        });
     }
 
     /// Can somebody new be given what comes of it?

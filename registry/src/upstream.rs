@@ -12,6 +12,7 @@ use bytes::Bytes;
 use coral_schema::oci::{Digest, ManifestRef, RepositoryName};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use tokio::sync::watch;
 
 use crate::name::UpstreamName;
 
@@ -74,6 +75,29 @@ pub struct Call {
     pub step: Duration,
     /// Longest time until the answer is complete (for blobs: until its headers are there).
     pub total: Duration,
+}
+
+/// How to ask for a blob. It may wait long for a place, and a client may come meanwhile who waits for it.
+#[derive(Debug, Clone)]
+pub struct BlobCall {
+    /// Who is waiting, now and later.
+    pub priority: watch::Receiver<Priority>,
+    /// See [`Call::step`].
+    pub step: Duration,
+    /// See [`Call::total`].
+    pub total: Duration,
+}
+
+impl BlobCall {
+    /// As things are now, with our configured credential.
+    pub fn now(&self) -> Call {
+        Call {
+            priority: *self.priority.borrow(),
+            identity: Identity::Configured,
+            step: self.step,
+            total: self.total,
+        }
+    }
 }
 
 /// Names a credential without revealing it: equal ids mean the same login. `anonymous` when there is none.
@@ -197,7 +221,7 @@ pub trait Endpoint: fmt::Debug + Send + Sync {
     /// GET of a blob, from `range` on. An upstream that ignores the range answers with `start` 0.
     fn blob<'a>(
         &'a self,
-        call: Call,
+        call: BlobCall,
         repository: &'a RepositoryName,
         digest: &'a Digest,
         range: Option<ByteRange>,

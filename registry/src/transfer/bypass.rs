@@ -14,7 +14,6 @@ use super::download::{Download, Origins, Part};
 use super::piece::{Wanted, shared_piece};
 use super::reader::{Body, Position, ReadError};
 use super::{Detached, Origin, TransferError, Transfers};
-use crate::upstream::Priority;
 
 impl Transfers {
     /// Shall a range (`last: None` for an open end) of a blob that is not here go upstream by itself?
@@ -106,7 +105,7 @@ impl Transfers {
             size: None,
         };
         let origins = Origins::Own(origin);
-        let mut download = Download::new(&self.0, digest, Priority::Interactive, origins, part);
+        let mut download = Download::new(&self.0, digest, origins, part);
         download.open().await?;
         let size = download.size();
         let shared = Arc::clone(&self.0);
@@ -142,13 +141,7 @@ impl Continuation {
         let seen = detached.offset.saturating_sub(from.start);
         let origins = Origins::Own(from.origin);
         Self {
-            download: Download::new(
-                &from.shared,
-                from.digest,
-                Priority::Interactive,
-                origins,
-                part,
-            ),
+            download: Download::new(&from.shared, from.digest, origins, part),
             digest: from.digest,
             check: from.whole.then(|| (detached.hasher.clone(), seen)),
             held: None,

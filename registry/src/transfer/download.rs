@@ -13,12 +13,13 @@ use bytes::{Buf as _, Bytes};
 use coral_schema::oci::Digest;
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, FuturesUnordered};
+use tokio::sync::watch;
 
 use super::resume::{Retries, is_final, retry_after};
 use super::stall::StallMeter;
 use super::{Origin, Shared, Transfer, TransferError};
 use crate::upstream::{
-    BlobStream, ByteRange, Call, Endpoint, Identity, Priority, UpstreamError, UpstreamErrorKind,
+    BlobCall, BlobStream, ByteRange, Endpoint, Priority, UpstreamError, UpstreamErrorKind,
 };
 
 /// One endpoint of one origin.
@@ -51,7 +52,7 @@ impl Source {
 pub(super) enum Origins {
     /// Those of a transfer, which may grow.
     Of(Arc<Transfer>),
-    /// One reader's own.
+    /// One reader's own, who waits for it.
     Own(Origin),
 }
 
@@ -70,7 +71,6 @@ pub(super) struct Part {
 pub(super) struct Download {
     shared: Arc<Shared>,
     digest: Digest,
-    priority: Priority,
     origins: Origins,
     part: Part,
     body: Option<(Source, BoxStream<'static, Result<Bytes, UpstreamError>>)>,
@@ -83,17 +83,10 @@ pub(super) struct Download {
 }
 
 impl Download {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        digest: Digest,
-        priority: Priority,
-        origins: Origins,
-        part: Part,
-    ) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, digest: Digest, origins: Origins, part: Part) -> Self {
         Self {
             shared: Arc::clone(shared),
             digest,
-            priority,
             origins,
             part,
             body: None,
@@ -156,7 +149,7 @@ impl Download {
             let repository = source.origin.repo.repository();
             match source
                 .endpoint()
-                .head_blob(self.call(&source), repository, &self.digest)
+                .head_blob(self.call(&source).now(), repository, &self.digest)
                 .await
             {
                 Ok(_) => {
@@ -322,11 +315,14 @@ impl Download {
         })
     }
 
-    fn call(&self, source: &Source) -> Call {
+    fn call(&self, source: &Source) -> BlobCall {
         let timeouts = &source.origin.upstream.timeouts;
-        Call {
-            priority: self.priority,
-            identity: Identity::Configured,
+        let priority = match &self.origins {
+            Origins::Of(transfer) => transfer.priority.subscribe(),
+            Origins::Own(_) => watch::channel(Priority::Interactive).1,
+        };
+        BlobCall {
+            priority,
             step: timeouts.stall,
             total: timeouts.headers,
         }

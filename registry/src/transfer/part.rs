@@ -117,7 +117,7 @@ fn download(shared: &Arc<Shared>, transfer: &Arc<Transfer>, spool: &Spool) -> Do
         size: spool.size(),
     };
     let origins = Origins::Of(Arc::clone(transfer));
-    Download::new(shared, transfer.digest, transfer.priority, origins, part)
+    Download::new(shared, transfer.digest, origins, part)
 }
 
 /// The download failed. The next demand goes on from a part file, unless it is the part file that does not fit.

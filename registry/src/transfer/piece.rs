@@ -17,7 +17,6 @@ use super::download::{Download, Origins, Part};
 use super::reader::{Body, ReadError};
 use super::{Origin, Shared, TransferError, lock};
 use crate::store::{BufferSize, FileReader, Spool, StoreError};
-use crate::upstream::Priority;
 
 /// Pieces under way, by key.
 #[derive(Debug, Default)]
@@ -154,7 +153,7 @@ async fn fetch(
         size: None,
     };
     let origins = Origins::Own(wanted.origin.clone());
-    let mut download = Download::new(shared, wanted.digest, Priority::Interactive, origins, part);
+    let mut download = Download::new(shared, wanted.digest, origins, part);
     if let Err(error) = download.open().await {
         discard(spool).await;
         return Err(Progress::Failed(error));

@@ -41,6 +41,7 @@ impl Table {
         let mut entries = self.entries();
         // One that ended without its blob is about to leave the table; nobody new may be given its ending.
         if let Some(transfer) = entries.get(digest).filter(|transfer| transfer.is_usable()) {
+            transfer.raise(priority);
             return (Arc::clone(transfer), None);
         }
         let transfer = Arc::new(Transfer::new(*digest, origin.clone(), priority));

@@ -1,5 +1,7 @@
 //! Transfers between a scripted upstream and a real store.
 
+use std::time::Duration;
+
 use coral_schema::process::tasks::Tasks;
 use futures::TryStreamExt as _;
 use prometheus_client::registry::Registry;
@@ -7,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::store::{Bucket, Buffers, Limits, LocalStore};
-use crate::upstream::tests::fake::{Fake, reply};
+use crate::upstream::tests::fake::{Fake, Reply, head, reply};
 use crate::upstream::tests::upstream;
 
 const CONTENT: &str = "a blob that is longer than its last byte";
@@ -114,4 +116,31 @@ async fn a_publication_that_fails_is_known_and_costs_the_client_nothing() {
 
     let (_, transfer) = bench.pull(&digest).await;
     assert!(matches!(ending(&transfer).await, Phase::Unpublished));
+}
+
+/// What jobs fetch has a quarter of the places; a client that comes for a blob that waits for one takes another.
+#[tokio::test]
+async fn a_client_does_not_wait_behind_background_work() {
+    let mut bench = Bench::new().await;
+    let digest = Digest::sha256(CONTENT.as_bytes());
+    let path = format!("/v2/team/app/blobs/{digest}");
+    bench.fake = Fake::start(move |seen| {
+        if seen.target == path {
+            reply(200, &[], CONTENT)
+        } else {
+            Reply::Stall(head(200, &[("content-length", "9")], ""))
+        }
+    })
+    .await;
+    let origin = bench.origin();
+    let in_background = |digest| bench.transfers.join(&digest, &origin, Priority::Background);
+    for stuck in [b"1", b"2"] {
+        let joined = in_background(Digest::sha256(stuck));
+        joined.transfer.opened().await.unwrap();
+    }
+    let waiting = in_background(digest);
+    assert!(waiting.started);
+    let (started, _) = bench.pull(&digest).await;
+    assert!(!started);
+    bench.transfers.0.tasks.stop(Duration::from_secs(5)).await;
 }

@@ -16,8 +16,8 @@ use super::metrics::Kind;
 use super::shared::{ACCEPT_ANY, Shared};
 use super::transport::{self, Flow};
 use super::{
-    BlobStream, ByteRange, Call, Checked, CredentialId, Endpoint, EndpointStatus, FetchedManifest,
-    Page, UpstreamError, UpstreamErrorKind, answer,
+    BlobCall, BlobStream, ByteRange, Call, Checked, CredentialId, Endpoint, EndpointStatus,
+    FetchedManifest, Page, UpstreamError, UpstreamErrorKind, answer,
 };
 
 /// Longest page of a tag list, bytes: a hundred thousand tags.
@@ -98,7 +98,7 @@ impl Endpoint for HttpEndpoint {
             expected = &[200, 304];
         }
         Box::pin(async move {
-            let (attempt, _) = self.0.begin(call, Kind::HeadManifest, repository).await?;
+            let attempt = self.0.begin(call, Kind::HeadManifest, repository).await?;
             let response = attempt.within(attempt.request(&request, expected)).await;
             let response = attempt.end(response)?;
             Ok(match response.status().as_u16() {
@@ -120,7 +120,7 @@ impl Endpoint for HttpEndpoint {
             .0
             .request(Method::GET, &path, media_type::ACCEPT_MANIFESTS);
         Box::pin(async move {
-            let (attempt, _) = self.0.begin(call, Kind::Manifest, repository).await?;
+            let attempt = self.0.begin(call, Kind::Manifest, repository).await?;
             let work = async {
                 let response = attempt.request(&request, &[200]).await?;
                 let head = answer::manifest_head(response.headers());
@@ -142,7 +142,7 @@ impl Endpoint for HttpEndpoint {
         let path = format!("{repository}/blobs/{digest}");
         let request = self.0.request(Method::HEAD, &path, ACCEPT_ANY);
         Box::pin(async move {
-            let (attempt, _) = self.0.begin(call, Kind::HeadBlob, repository).await?;
+            let attempt = self.0.begin(call, Kind::HeadBlob, repository).await?;
             let response = attempt.within(attempt.request(&request, &[200])).await;
             Ok(answer::length(attempt.end(response)?.headers()))
         })
@@ -150,7 +150,7 @@ impl Endpoint for HttpEndpoint {
 
     fn blob<'a>(
         &'a self,
-        call: Call,
+        call: BlobCall,
         repository: &'a RepositoryName,
         digest: &'a Digest,
         range: Option<ByteRange>,
@@ -161,7 +161,7 @@ impl Endpoint for HttpEndpoint {
             request.headers.insert(RANGE, range_header(range));
         }
         Box::pin(async move {
-            let (attempt, slot) = self.0.begin(call, Kind::Blob, repository).await?;
+            let (attempt, slot) = self.0.begin_download(&call, repository).await?;
             let work = async {
                 let response = attempt.request(&request, &[200, 206]).await?;
                 let status = response.status().as_u16();
@@ -204,7 +204,7 @@ impl Endpoint for HttpEndpoint {
                 .extend_pairs(n.into_iter().chain(last));
         }
         Box::pin(async move {
-            let (attempt, _) = self.0.begin(call, Kind::Tags, repository).await?;
+            let attempt = self.0.begin(call, Kind::Tags, repository).await?;
             let work = async {
                 let response = attempt.request(&request, &[200]).await?;
                 let more = answer::next_link(response.headers()).is_some();
@@ -229,7 +229,7 @@ impl Endpoint for HttpEndpoint {
         let path = format!("{repository}/referrers/{digest}");
         let request = self.0.request(Method::GET, &path, ACCEPT_ANY);
         Box::pin(async move {
-            let (attempt, _) = self.0.begin(call, Kind::Referrers, repository).await?;
+            let attempt = self.0.begin(call, Kind::Referrers, repository).await?;
             let page = attempt.within(referrers(&attempt, request, limit)).await;
             attempt.end(page)
         })

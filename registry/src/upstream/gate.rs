@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::breaker::{Breaker, Outcome, Verdict};
@@ -103,18 +104,30 @@ impl Gate {
         *lock(&self.budget) = Some(budget);
     }
 
+    /// Waits for a place for a download, at most until `deadline`.
+    pub(super) async fn place(
+        &self,
+        priority: &watch::Receiver<Priority>,
+        deadline: Instant,
+    ) -> Result<Slot, UpstreamErrorKind> {
+        let first = *priority.borrow();
+        self.upstreams_budget(Kind::Blob, first)?;
+        match timeout_at(deadline, self.slots.acquire(priority.clone())).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(Full)) | Err(_) => Err(UpstreamErrorKind::QueueFull {
+                retry_after: QUEUE_RETRY,
+            }),
+        }
+    }
+
     /// Waits for our turn, at most until `deadline`.
     pub(super) async fn turn(
         &self,
         kind: Kind,
         priority: Priority,
         deadline: Instant,
-    ) -> Result<Option<Slot>, UpstreamErrorKind> {
+    ) -> Result<(), UpstreamErrorKind> {
         self.upstreams_budget(kind, priority)?;
-        let slot = match kind {
-            Kind::Blob => Some(self.slot(priority, deadline).await?),
-            _ => None,
-        };
         if let Some(requests) = &self.requests {
             let now = Instant::now();
             let patience = match priority {
@@ -125,7 +138,7 @@ impl Gate {
             let wait = wait.map_err(|retry_after| UpstreamErrorKind::QueueFull { retry_after })?;
             tokio::time::sleep(wait).await;
         }
-        Ok(slot)
+        Ok(())
     }
 
     fn upstreams_budget(&self, kind: Kind, priority: Priority) -> Result<(), UpstreamErrorKind> {
@@ -146,15 +159,6 @@ impl Gate {
             });
         }
         Ok(())
-    }
-
-    async fn slot(&self, priority: Priority, deadline: Instant) -> Result<Slot, UpstreamErrorKind> {
-        match timeout_at(deadline, self.slots.acquire(priority)).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(Full)) | Err(_) => Err(UpstreamErrorKind::QueueFull {
-                retry_after: QUEUE_RETRY,
-            }),
-        }
     }
 
     /// A call ended.
@@ -266,12 +270,14 @@ mod tests {
         reserve: 20,
     };
 
-    async fn turn(
-        gate: &Gate,
-        kind: Kind,
-        priority: Priority,
-    ) -> Result<Option<Slot>, UpstreamErrorKind> {
+    async fn turn(gate: &Gate, kind: Kind, priority: Priority) -> Result<(), UpstreamErrorKind> {
         gate.turn(kind, priority, Instant::now() + Duration::from_secs(10))
+            .await
+    }
+
+    async fn place(gate: &Gate) -> Result<Slot, UpstreamErrorKind> {
+        let client = watch::channel(Priority::Interactive).1;
+        gate.place(&client, Instant::now() + Duration::from_secs(10))
             .await
     }
 
@@ -338,20 +344,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn h34_a_place_is_waited_for_until_the_deadline() {
         let gate = gate(LIMITS);
-        let held = turn(&gate, Kind::Blob, Priority::Interactive)
-            .await
-            .unwrap();
-        let full = turn(&gate, Kind::Blob, Priority::Interactive)
-            .await
-            .unwrap_err();
+        let held = place(&gate).await.unwrap();
+        let full = place(&gate).await.unwrap_err();
         assert!(matches!(full, UpstreamErrorKind::QueueFull { .. }));
         drop(held);
-        assert!(
-            turn(&gate, Kind::Blob, Priority::Interactive)
-                .await
-                .unwrap()
-                .is_some()
-        );
+        place(&gate).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

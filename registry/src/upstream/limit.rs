@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::Priority;
@@ -17,7 +17,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Places for downloads: whoever a client waits for goes first, background work has at most a quarter.
+/// Places for downloads: whoever a client waits for goes first, background work has at most a quarter. Whom a download
+/// is for may change while it waits, so that is looked at when there is a place.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Mutex<Queue>>);
 
@@ -26,8 +27,13 @@ struct Queue {
     places: usize,
     taken: usize,
     taken_by_background: usize,
-    interactive: VecDeque<oneshot::Sender<Slot>>,
-    background: VecDeque<oneshot::Sender<Slot>>,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    sender: oneshot::Sender<Slot>,
+    priority: watch::Receiver<Priority>,
 }
 
 /// A place, given back when dropped.
@@ -49,8 +55,7 @@ impl Slots {
             places: places.max(1),
             taken: 0,
             taken_by_background: 0,
-            interactive: VecDeque::new(),
-            background: VecDeque::new(),
+            waiting: VecDeque::new(),
         })))
     }
 
@@ -60,19 +65,29 @@ impl Slots {
     }
 
     /// Waits for a place. Dropping the future leaves the queue.
-    pub(super) async fn acquire(&self, priority: Priority) -> Result<Slot, Full> {
-        let place = {
+    pub(super) async fn acquire(
+        &self,
+        mut priority: watch::Receiver<Priority>,
+    ) -> Result<Slot, Full> {
+        let mut place = {
             let mut queue = lock(&self.0);
-            queue.forget_gone();
-            if queue.interactive.len() + queue.background.len() >= WAITING {
+            queue.waiting.retain(|one| !one.sender.is_closed());
+            if queue.waiting.len() >= WAITING {
                 return Err(Full);
             }
             let (sender, receiver) = oneshot::channel();
-            queue.waiting(priority).push_back(sender);
+            let priority = priority.clone();
+            queue.waiting.push_back(Waiting { sender, priority });
             receiver
         };
-        self.hand_out();
-        place.await.map_err(|_| Full)
+        loop {
+            self.hand_out();
+            tokio::select! {
+                slot = &mut place => return slot.map_err(|_| Full),
+                // There may be a place that was not for background work.
+                Ok(()) = priority.changed() => {}
+            }
+        }
     }
 
     /// Gives free places to those who wait.
@@ -94,34 +109,22 @@ impl Slots {
 }
 
 impl Queue {
-    fn waiting(&mut self, priority: Priority) -> &mut VecDeque<oneshot::Sender<Slot>> {
-        match priority {
-            Priority::Interactive => &mut self.interactive,
-            Priority::Background => &mut self.background,
-        }
-    }
-
-    fn forget_gone(&mut self) {
-        self.interactive.retain(|waiting| !waiting.is_closed());
-        self.background.retain(|waiting| !waiting.is_closed());
-    }
-
     /// Takes a place for the next in line, if there is one for it.
     fn next(&mut self) -> Option<(oneshot::Sender<Slot>, Priority)> {
         if self.taken >= self.places {
             return None;
         }
-        if let Some(waiting) = self.interactive.pop_front() {
-            self.taken += 1;
-            return Some((waiting, Priority::Interactive));
-        }
-        if self.taken_by_background >= (self.places / 4).max(1) {
-            return None;
-        }
-        let waiting = self.background.pop_front()?;
+        let client = |one: &Waiting| *one.priority.borrow() == Priority::Interactive;
+        let background_may = self.taken_by_background < (self.places / 4).max(1);
+        let first = self.waiting.iter().position(client);
+        let next = first.or(background_may.then_some(0))?;
+        let Waiting { sender, priority } = self.waiting.remove(next)?;
+        let priority = *priority.borrow();
         self.taken += 1;
-        self.taken_by_background += 1;
-        Some((waiting, Priority::Background))
+        if priority == Priority::Background {
+            self.taken_by_background += 1;
+        }
+        Some((sender, priority))
     }
 
     fn give_back(&mut self, priority: Priority) {
@@ -226,19 +229,63 @@ mod tests {
     use super::*;
     use futures::FutureExt as _;
 
+    fn background() -> watch::Receiver<Priority> {
+        watch::channel(Priority::Background).1
+    }
+
+    fn client() -> watch::Receiver<Priority> {
+        watch::channel(Priority::Interactive).1
+    }
+
+    #[tokio::test]
+    async fn a_download_that_a_client_comes_to_wait_for_is_next() {
+        let slots = Slots::new(1);
+        let held = slots.acquire(background()).await.unwrap();
+        let (raise, raised) = watch::channel(Priority::Background);
+        let mut others: Vec<_> = [background(), background()]
+            .map(|priority| {
+                let slots = slots.clone();
+                async move { slots.acquire(priority).await }.boxed()
+            })
+            .into();
+        let mut last = slots.acquire(raised).boxed();
+        for waiting in others.iter_mut().chain([&mut last]) {
+            assert!(waiting.now_or_never().is_none());
+        }
+        raise.send_replace(Priority::Interactive);
+        drop(held);
+        for waiting in &mut others {
+            assert!(waiting.now_or_never().is_none());
+        }
+        let last = last.await.unwrap();
+        drop(last);
+        others.remove(0).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_free_place_is_taken_as_soon_as_a_client_waits() {
+        let slots = Slots::new(2);
+        let _held = slots.acquire(background()).await.unwrap();
+        let (raise, raised) = watch::channel(Priority::Background);
+        let mut waiting = slots.acquire(raised).boxed();
+        assert!((&mut waiting).now_or_never().is_none());
+        raise.send_replace(Priority::Interactive);
+        waiting.await.unwrap();
+    }
+
     #[tokio::test]
     async fn background_has_a_quarter_and_clients_go_first() {
         let slots = Slots::new(8);
         let mut held = Vec::new();
         for _ in 0..2 {
-            held.push(slots.acquire(Priority::Background).await.unwrap());
+            held.push(slots.acquire(background()).await.unwrap());
         }
-        let mut third = Box::pin(slots.acquire(Priority::Background));
+        let mut third = Box::pin(slots.acquire(background()));
         assert!(third.as_mut().now_or_never().is_none());
         for _ in 0..6 {
-            held.push(slots.acquire(Priority::Interactive).await.unwrap());
+            held.push(slots.acquire(client()).await.unwrap());
         }
-        let mut client = Box::pin(slots.acquire(Priority::Interactive));
+        let mut client = Box::pin(slots.acquire(client()));
         assert!(client.as_mut().now_or_never().is_none());
         assert_eq!(slots.taken(), 8);
 
@@ -255,10 +302,10 @@ mod tests {
     #[tokio::test]
     async fn whoever_leaves_loses_no_place() {
         let slots = Slots::new(1);
-        let held = slots.acquire(Priority::Interactive).await.unwrap();
-        let mut gone = Box::pin(slots.acquire(Priority::Interactive));
+        let held = slots.acquire(client()).await.unwrap();
+        let mut gone = Box::pin(slots.acquire(client()));
         assert!(gone.as_mut().now_or_never().is_none());
-        let mut granted = Box::pin(slots.acquire(Priority::Interactive));
+        let mut granted = Box::pin(slots.acquire(client()));
         assert!(granted.as_mut().now_or_never().is_none());
         drop(gone);
         drop(held);
@@ -266,29 +313,23 @@ mod tests {
         assert_eq!(slots.taken(), 1);
         drop(granted);
         assert_eq!(slots.taken(), 0);
-        slots.acquire(Priority::Background).await.unwrap();
+        slots.acquire(background()).await.unwrap();
     }
 
     #[tokio::test]
     async fn the_queue_is_bounded() {
         let slots = Slots::new(1);
-        let _held = slots.acquire(Priority::Interactive).await.unwrap();
+        let _held = slots.acquire(client()).await.unwrap();
         let mut waiting: Vec<_> = (0..WAITING)
-            .map(|_| Box::pin(slots.acquire(Priority::Interactive)))
+            .map(|_| Box::pin(slots.acquire(client())))
             .collect();
         for acquire in &mut waiting {
             assert!(acquire.as_mut().now_or_never().is_none());
         }
-        assert_eq!(
-            slots.acquire(Priority::Interactive).await.unwrap_err(),
-            Full
-        );
+        assert_eq!(slots.acquire(client()).await.unwrap_err(), Full);
         waiting.pop();
         assert!(
-            slots
-                .acquire(Priority::Interactive)
-                .now_or_never()
-                .is_none(),
+            slots.acquire(client()).now_or_never().is_none(),
             "room again"
         );
     }

@@ -18,7 +18,7 @@ use super::limit::Slot;
 use super::metrics::{Kind, Meter};
 use super::resolver::Nearness;
 use super::token::Tokens;
-use super::{Call, Identity, UpstreamError, UpstreamErrorKind, transport};
+use super::{BlobCall, Call, Identity, UpstreamError, UpstreamErrorKind, transport};
 
 /// What anything but a manifest is asked for with.
 pub(super) const ACCEPT_ANY: &str = "*/*";
@@ -110,29 +110,54 @@ impl Shared {
         })
     }
 
-    /// Lets a call in: breaker, budgets, a place, and the credential.
+    /// Lets a call in: breaker, budgets, and the credential.
     pub(super) async fn begin<'a>(
         self: &'a Arc<Self>,
         call: Call,
         kind: Kind,
         repository: &'a RepositoryName,
-    ) -> Result<(Attempt<'a>, Option<Slot>), UpstreamError> {
+    ) -> Result<Attempt<'a>, UpstreamError> {
+        let started = Instant::now();
+        self.pass_breaker(started + call.total).await?;
+        self.attempt(call, kind, repository, started).await
+    }
+
+    /// Lets a download in, which needs a place, too.
+    pub(super) async fn begin_download<'a>(
+        self: &'a Arc<Self>,
+        call: &BlobCall,
+        repository: &'a RepositoryName,
+    ) -> Result<(Attempt<'a>, Slot), UpstreamError> {
         let started = Instant::now();
         let deadline = started + call.total;
+        self.pass_breaker(deadline).await?;
+        let slot = self.gate.place(&call.priority, deadline).await;
+        let slot = slot.map_err(|kind| self.error(kind))?;
+        let attempt = self.attempt(call.now(), Kind::Blob, repository, started);
+        Ok((attempt.await?, slot))
+    }
+
+    async fn pass_breaker(self: &Arc<Self>, deadline: Instant) -> Result<(), UpstreamError> {
         let refuse = |retry_after| Err(self.error(UpstreamErrorKind::BreakerOpen { retry_after }));
         match self.gate.admit() {
-            Verdict::Pass => {}
-            Verdict::Refuse(wait) => return refuse(wait),
+            Verdict::Pass => Ok(()),
+            Verdict::Refuse(wait) => refuse(wait),
             Verdict::Probe => match timeout_at(deadline, self.probe()).await {
-                Ok(Ok(true)) => {}
-                _ => return refuse(FIRST_OPEN),
+                Ok(Ok(true)) => Ok(()),
+                _ => refuse(FIRST_OPEN),
             },
         }
-        let slot = self
-            .gate
-            .turn(kind, call.priority, deadline)
-            .await
-            .map_err(|kind| self.error(kind))?;
+    }
+
+    async fn attempt<'a>(
+        &'a self,
+        call: Call,
+        kind: Kind,
+        repository: &'a RepositoryName,
+        started: Instant,
+    ) -> Result<Attempt<'a>, UpstreamError> {
+        let turn = self.gate.turn(kind, call.priority, started + call.total);
+        turn.await.map_err(|kind| self.error(kind))?;
         let credential = match call.identity {
             Identity::Anonymous => None,
             Identity::Configured => {
@@ -141,17 +166,14 @@ impl Shared {
             }
         };
         let watch = Watch::new(&self.gate, kind);
-        Ok((
-            Attempt {
-                shared: self,
-                call,
-                kind,
-                repository,
-                credential,
-                started,
-                watch,
-            },
-            slot,
-        ))
+        Ok(Attempt {
+            shared: self,
+            call,
+            kind,
+            repository,
+            credential,
+            started,
+            watch,
+        })
     }
 }

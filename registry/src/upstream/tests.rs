@@ -78,6 +78,14 @@ fn call() -> Call {
     }
 }
 
+fn blob_call() -> BlobCall {
+    BlobCall {
+        priority: watch::channel(Priority::Interactive).1,
+        step: LONG,
+        total: LONG,
+    }
+}
+
 fn repository(name: &str) -> RepositoryName {
     name.parse().unwrap()
 }
@@ -105,7 +113,7 @@ async fn blob(
     range: Option<ByteRange>,
 ) -> Result<BlobStream, UpstreamErrorKind> {
     endpoint
-        .blob(call(), &repository("a"), &digest(), range)
+        .blob(blob_call(), &repository("a"), &digest(), range)
         .await
         .map_err(|error| error.kind)
 }

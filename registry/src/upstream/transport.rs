@@ -145,7 +145,7 @@ pub(super) struct Flow {
     pub(super) bandwidth: Option<Arc<Mutex<Bucket>>>,
     pub(super) meter: Meter,
     #[expect(dead_code, reason = "its place is taken until the body is dropped")]
-    pub(super) slot: Option<Slot>,
+    pub(super) slot: Slot,
 }
 
 /// A blob's body as a stream that ends cleanly only after exactly the announced length.

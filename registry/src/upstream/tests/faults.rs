@@ -110,9 +110,9 @@ async fn h07_a_silent_upstream_times_out_at_each_step() {
         .unwrap_err();
     assert_eq!(error.kind, UpstreamErrorKind::Timeout("response headers"));
     // Time for the headers on a busy machine.
-    let patient = Call {
+    let patient = BlobCall {
         step: SHORT * 20,
-        ..call()
+        ..blob_call()
     };
     let stream = endpoint
         .blob(patient, &repository("a"), &digest(), None)

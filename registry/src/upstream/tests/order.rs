@@ -58,7 +58,7 @@ impl Endpoint for Named {
     }
     fn blob<'a>(
         &'a self,
-        _: Call,
+        _: BlobCall,
         _: &'a RepositoryName,
         _: &'a Digest,
         _: Option<ByteRange>,
