@@ -243,6 +243,32 @@ async fn h11_a_silent_upstream_is_waited_for_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn h11_a_silent_endpoint_is_passed_over_for_the_next() -> anyhow::Result<()> {
+    let (first, second) = (Upstream::start().await?, Upstream::start().await?);
+    let image = Image::new(1, &[1000]);
+    first.publish("team/app", "v1", &image);
+    second.publish("team/app", "v1", &image);
+    let endpoints = format!("endpoints: [\"{}\", \"{}\"]", first.url(), second.url());
+    let text = format!(
+        "upstreams:\n  {UPSTREAM_NAME}:\n    {endpoints}\n    plainHttp: true\n{CHECK_ALWAYS}\n\
+         defaultUpstream: {UPSTREAM_NAME}\n"
+    );
+    let cache = Cache::start(&text).await?;
+    pull(cache.address(), "team/app", "v1").await?;
+    first.always(When::any(), Fault::silence());
+    assert!(is_stale(&by(&cache, "v1").await, &image), "a deadline");
+    eventually("that check goes on to the second", async || {
+        second.requests(&heads()) == 1
+    })
+    .await;
+    for _ in 0..3 {
+        assert!(!is_stale(&by(&cache, "v1").await, &image));
+    }
+    assert_eq!(first.requests(&heads()), 1, "nobody waits for it again");
+    Ok(())
+}
+
 async fn breaker_is_open(cache: &Cache) -> bool {
     let status = status(cache.admin()).await.unwrap();
     status["upstreams"][0]["endpoints"][0]["breakerOpen"] == true

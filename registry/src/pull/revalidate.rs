@@ -11,9 +11,7 @@ use super::metrics::{CheckResult, StaleReason};
 use super::{Kind, ManifestAnswer, Outcome, PullError, Puller, Shared, Want, known};
 use crate::access::cap::ReadCap;
 use crate::index::{BlobState, TagRow, VisibilityRow};
-use crate::upstream::{
-    Call, Checked, Identity, ManifestHead, OnMissing, Priority, Upstream, failover,
-};
+use crate::upstream::{Call, Checked, Identity, ManifestHead, OnMissing, Priority, failover};
 
 /// What the upstream says of a tag that is held.
 #[derive(Debug, Clone)]
@@ -86,25 +84,20 @@ impl Puller {
         }
     }
 
-    /// Asks, at most for as long as a client with a stale answer in hand may wait. An upstream that was silent the last
-    /// time is asked without anybody waiting for it.
+    /// Asks, at most for as long as a client with a stale answer in hand may wait. Endpoints that were silent the last
+    /// time are passed over for one that was not; if all were, they are asked without anybody waiting for it.
     async fn check(&self, cap: &ReadCap, tag: &Tag, row: &Arc<TagRow>) -> Verdict {
         let key = (cap.repo().clone(), tag.clone());
-        let ask = || {
-            ask(
-                Arc::clone(&self.0),
-                cap.clone(),
-                tag.clone(),
-                Arc::clone(row),
-            )
-        };
-        let flight = self.0.checks.join(&key, ask);
         let stale_is_there = may_serve_stale(row, &cap.upstream().policy, self.0.clock.now());
         let silent = cap
             .upstream()
             .endpoints
             .iter()
             .all(|endpoint| !endpoint.responsive());
+        let only_ready = stale_is_there && !silent;
+        let (shared, row) = (Arc::clone(&self.0), Arc::clone(row));
+        let ask = || ask(shared, cap.clone(), tag.clone(), row, only_ready);
+        let flight = self.0.checks.join(&key, ask);
         let late =
             || Verdict::Unknown(PullError::Timeout("the tag check took too long".to_owned()));
         let answer = if silent && stale_is_there {
@@ -225,8 +218,14 @@ fn trim(answer: ManifestAnswer, want: Want) -> ManifestAnswer {
 }
 
 /// The check itself: outlives the client that caused it, and notes what it learns.
-async fn ask(shared: Arc<Shared>, cap: ReadCap, tag: Tag, row: Arc<TagRow>) -> Verdict {
-    let verdict = question(&cap, &tag, &row).await;
+async fn ask(
+    shared: Arc<Shared>,
+    cap: ReadCap,
+    tag: Tag,
+    row: Arc<TagRow>,
+    only_ready: bool,
+) -> Verdict {
+    let verdict = question(&cap, &tag, &row, only_ready).await;
     let now = shared.clock.now();
     let result = match &verdict {
         Verdict::Confirmed => {
@@ -267,7 +266,7 @@ async fn ask(shared: Arc<Shared>, cap: ReadCap, tag: Tag, row: Arc<TagRow>) -> V
     verdict
 }
 
-async fn question(cap: &ReadCap, tag: &Tag, row: &TagRow) -> Verdict {
+async fn question(cap: &ReadCap, tag: &Tag, row: &TagRow, only_ready: bool) -> Verdict {
     let total = cap.upstream().timeouts.tag_check;
     let call = Call {
         priority: Priority::Interactive,
@@ -277,7 +276,7 @@ async fn question(cap: &ReadCap, tag: &Tag, row: &TagRow) -> Verdict {
     };
     let (repository, reference) = (cap.repo().repository(), ManifestRef::Tag(tag.clone()));
     let (reference, etag) = (&reference, row.etag.as_deref());
-    let asked = failover::first(cap.upstream(), false, |endpoint| async move {
+    let asked = failover::first(cap.upstream(), only_ready, |endpoint| async move {
         endpoint
             .head_manifest(call, repository, reference, etag)
             .await
@@ -296,21 +295,14 @@ async fn question(cap: &ReadCap, tag: &Tag, row: &TagRow) -> Verdict {
     match answer.value {
         Checked::NotModified => Verdict::Confirmed,
         Checked::Head(head) if head.digest == Some(row.digest) => Verdict::Confirmed,
-        Checked::Head(_) if !may_move(cap.upstream(), answer.endpoint) => Verdict::Unknown(
-            PullError::BadGateway("only a mirror could be asked, which may lag behind".to_owned()),
-        ),
+        Checked::Head(_) if !answer.first_healthy => Verdict::Unknown(PullError::BadGateway(
+            "only a mirror could be asked, which may lag behind".to_owned(),
+        )),
         Checked::Head(head) => Verdict::Moved {
             head,
             origin: origin.into(),
         },
     }
-}
-
-/// Only the first healthy endpoint moves a known tag; a mirror that lags must not move it backwards.
-fn may_move(upstream: &Upstream, endpoint: usize) -> bool {
-    upstream.endpoints[..endpoint]
-        .iter()
-        .all(|before| before.available().is_err())
 }
 
 impl Shared {

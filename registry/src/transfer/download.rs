@@ -7,19 +7,18 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use coral_schema::oci::Digest;
 use futures::StreamExt as _;
-use futures::stream::{BoxStream, FuturesUnordered};
+use futures::stream::BoxStream;
 use tokio::sync::watch;
 
 use super::resume::{Retries, is_final, retry_after};
 use super::stall::StallMeter;
 use super::{Origin, Shared, Transfer, TransferError};
 use crate::upstream::{
-    BlobCall, BlobStream, ByteRange, Endpoint, Priority, UpstreamError, UpstreamErrorKind,
+    BlobCall, BlobStream, ByteRange, Endpoint, Priority, UpstreamError, UpstreamErrorKind, failover,
 };
 
 /// One endpoint of one origin.
@@ -222,47 +221,30 @@ impl Download {
         Ok(())
     }
 
-    /// Asks the candidates in order, the next one at once after a failure, or after some silence.
+    /// Asks the candidates in order.
     async fn connect(&mut self) -> Result<(), Vec<UpstreamError>> {
-        let mut waiting = self.candidates().into_iter();
-        let mut asked = FuturesUnordered::new();
+        let candidates = self.candidates().into_iter();
+        let candidates = candidates.map(|source| (self.call(&source), source));
+        let (digest, part) = (self.digest, self.part);
+        let ask = |(call, source): (BlobCall, Source)| async move {
+            let repository = source.origin.repo.repository();
+            let blob = source
+                .endpoint()
+                .blob(call, repository, &digest, part.range());
+            match blob.await.and_then(|stream| part.accept(&source, stream)) {
+                Ok(stream) => Ok((source, stream)),
+                Err(error) => Err((source, error)),
+            }
+        };
+        let (won, lost) = failover::race(candidates.collect(), ask).await;
         let mut errors = Vec::new();
-        let (digest, range) = (self.digest, self.range());
-        loop {
-            if let Some(source) = waiting.next() {
-                let call = self.call(&source);
-                asked.push(async move {
-                    let repository = source.origin.repo.repository();
-                    let answer = source
-                        .endpoint()
-                        .blob(call, repository, &digest, range)
-                        .await;
-                    (source.clone(), answer)
-                });
-            }
-            let silence = if waiting.len() == 0 {
-                Duration::MAX
-            } else {
-                HEDGE
-            };
-            match tokio::time::timeout(silence, asked.next()).await {
-                Err(_) => {}
-                Ok(None) => return Err(errors),
-                Ok(Some((source, answer))) => {
-                    match answer.and_then(|stream| self.accept(&source, stream)) {
-                        Ok(body) => {
-                            drop(asked);
-                            self.attach(source, body);
-                            return Ok(());
-                        }
-                        Err(error) => {
-                            self.note_failure(&source, &error);
-                            errors.push(error);
-                        }
-                    }
-                }
-            }
+        for (source, error) in lost {
+            self.note_failure(&source, &error);
+            errors.push(error);
         }
+        let (source, stream) = won.ok_or(errors)?;
+        self.attach(source, stream);
+        Ok(())
     }
 
     fn note_failure(&mut self, source: &Source, error: &UpstreamError) {
@@ -270,24 +252,6 @@ impl Download {
             self.refused.insert(source.key());
         }
         self.failed_last = Some(source.key());
-    }
-
-    /// Does the answer fit what is known already?
-    fn accept(&self, source: &Source, stream: BlobStream) -> Result<BlobStream, UpstreamError> {
-        let unusable = |reason: &str| Err(source.error(UpstreamErrorKind::Protocol(reason.into())));
-        match (stream.total, self.part.size) {
-            (Some(total), Some(size)) if total != size => {
-                return unusable("its length differs from what was said before");
-            }
-            _ => {}
-        }
-        if stream.start > self.part.start {
-            return unusable("the range starts later than asked");
-        }
-        if stream.start < self.part.start && self.part.end.is_some() {
-            return unusable("it ignores ranges");
-        }
-        Ok(stream)
     }
 
     fn attach(&mut self, source: Source, stream: BlobStream) {
@@ -305,14 +269,6 @@ impl Download {
         if let Origins::Of(transfer) = &self.origins {
             transfer.note_delivery(&source.origin);
         }
-    }
-
-    fn range(&self) -> Option<ByteRange> {
-        let whole = self.part.start == 0 && self.part.end.is_none();
-        (!whole).then(|| ByteRange {
-            start: self.part.start,
-            end: self.part.end.map(|end| end - 1),
-        })
     }
 
     fn call(&self, source: &Source) -> BlobCall {
@@ -356,6 +312,34 @@ impl Download {
     }
 }
 
+impl Part {
+    fn range(self) -> Option<ByteRange> {
+        let whole = self.start == 0 && self.end.is_none();
+        (!whole).then(|| ByteRange {
+            start: self.start,
+            end: self.end.map(|end| end - 1),
+        })
+    }
+
+    /// Does the answer fit what is known already?
+    fn accept(self, source: &Source, stream: BlobStream) -> Result<BlobStream, UpstreamError> {
+        let unusable = |reason: &str| Err(source.error(UpstreamErrorKind::Protocol(reason.into())));
+        match (stream.total, self.size) {
+            (Some(total), Some(size)) if total != size => {
+                return unusable("its length differs from what was said before");
+            }
+            _ => {}
+        }
+        if stream.start > self.start {
+            return unusable("the range starts later than asked");
+        }
+        if stream.start < self.start && self.end.is_some() {
+            return unusable("it ignores ranges");
+        }
+        Ok(stream)
+    }
+}
+
 impl Source {
     pub(super) fn error(&self, kind: UpstreamErrorKind) -> UpstreamError {
         UpstreamError {
@@ -373,6 +357,3 @@ impl fmt::Debug for Download {
             .finish_non_exhaustive()
     }
 }
-
-/// Silence after which the next source is asked, too.
-const HEDGE: Duration = Duration::from_secs(3);

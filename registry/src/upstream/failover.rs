@@ -20,7 +20,8 @@ pub struct Answer<T> {
     pub value: T,
     /// Which of [`Upstream::endpoints`] gave it.
     pub endpoint: usize,
-    /// No endpoint before it gave an answer of its own (a 404 is one): only such an answer moves a known tag.
+    /// Are all endpoints before it left alone for now? Only such an answer moves a known tag: a mirror that lags must
+    /// not move it backwards because of one lost answer.
     pub first_healthy: bool,
 }
 
@@ -64,20 +65,8 @@ fn rank(kind: &UpstreamErrorKind) -> u8 {
     }
 }
 
-/// Did the endpoint itself answer?
-fn is_answer(kind: &UpstreamErrorKind) -> bool {
-    matches!(
-        kind,
-        UpstreamErrorKind::NotFound
-            | UpstreamErrorKind::Refused { .. }
-            | UpstreamErrorKind::RateLimited { .. }
-            | UpstreamErrorKind::TooLarge(_)
-    )
-}
-
-/// Asks the endpoints in order: the next one after 3 s of silence or at once when one failed. The first success wins,
-/// and the others are dropped. With `only_ready`, for who holds a stale answer, endpoints that are left alone or did
-/// not answer lately are not asked.
+/// Asks the endpoints in order, as [`race`] does. With `only_ready`, for who holds a stale answer, endpoints that are
+/// left alone or did not answer lately are not asked.
 pub async fn first<'a, T, F>(
     upstream: &'a Upstream,
     only_ready: bool,
@@ -87,19 +76,48 @@ where
     F: Future<Output = Result<T, UpstreamError>>,
 {
     let mut errors = Vec::new();
-    let mut waiting = Vec::new();
+    let mut candidates = Vec::new();
     for (index, endpoint) in upstream.endpoints.iter().enumerate() {
         match not_ready(endpoint.as_ref()).filter(|_| only_ready) {
             Some(error) => errors.push((index, error)),
-            None => waiting.push((index, endpoint)),
+            None => candidates.push((index, endpoint)),
         }
     }
-    let mut waiting = waiting.into_iter();
+    let ask = |(index, endpoint)| {
+        let answer = op(endpoint);
+        async move {
+            let answer = answer.await;
+            answer
+                .map(|value| (index, value))
+                .map_err(|error| (index, error))
+        }
+    };
+    let (won, lost) = race(candidates, ask).await;
+    errors.extend(lost);
+    match won {
+        Some((index, value)) => Ok(Answer {
+            value,
+            endpoint: index,
+            first_healthy: upstream.endpoints[..index]
+                .iter()
+                .all(|before| before.available().is_err()),
+        }),
+        None => Err(Failure::of(errors).expect("an upstream has at least one endpoint")),
+    }
+}
+
+/// Asks the candidates in order: the next one after 3 s of silence or at once when one failed. The first success wins,
+/// and who has not answered by then is dropped. Gives the errors that came before it, too.
+pub async fn race<C, T, E, F>(candidates: Vec<C>, ask: impl Fn(C) -> F) -> (Option<T>, Vec<E>)
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut waiting = candidates.into_iter();
     let mut asked = FuturesUnordered::new();
+    let mut errors = Vec::new();
     loop {
-        if let Some((index, endpoint)) = waiting.next() {
-            let answer = op(endpoint);
-            asked.push(async move { (index, answer.await) });
+        if let Some(candidate) = waiting.next() {
+            asked.push(ask(candidate));
         }
         let finished = tokio::select! {
             biased;
@@ -107,18 +125,9 @@ where
             () = sleep(PATIENCE), if waiting.len() > 0 => continue,
         };
         match finished {
-            Some((index, Ok(value))) => {
-                let earlier = |(endpoint, error): &(usize, UpstreamError)| {
-                    *endpoint < index && is_answer(&error.kind)
-                };
-                return Ok(Answer {
-                    value,
-                    endpoint: index,
-                    first_healthy: !errors.iter().any(earlier),
-                });
-            }
-            Some((index, Err(error))) => errors.push((index, error)),
-            None => return Err(Failure::of(errors).expect("an upstream has at least one endpoint")),
+            Some(Ok(value)) => return (Some(value), errors),
+            Some(Err(error)) => errors.push(error),
+            None => return (None, errors),
         }
     }
 }

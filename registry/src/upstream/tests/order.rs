@@ -11,7 +11,6 @@ use crate::upstream::failover::{Answer, Failure, first};
 #[derive(Debug)]
 struct Named {
     name: &'static str,
-    responsive: bool,
 }
 
 impl Endpoint for Named {
@@ -19,10 +18,13 @@ impl Endpoint for Named {
         self.name
     }
     fn available(&self) -> Result<(), Duration> {
-        Ok(())
+        match self.name {
+            "open" => Err(LONG),
+            _ => Ok(()),
+        }
     }
     fn responsive(&self) -> bool {
-        self.responsive
+        !matches!(self.name, "silent" | "open")
     }
     fn credential_id(&self, _: &RepositoryName) -> CredentialId {
         unreachable!()
@@ -85,14 +87,10 @@ impl Endpoint for Named {
     }
 }
 
-/// `good` answers at once, `missing` says 404, `slow` answers after 5 s, `dead` fails at once, `silent` never answers.
+/// `good` answers at once, `missing` says 404, `slow` answers after 5 s, `dead` and `open`, whose
+/// breaker is open, fail at once, `silent` never answers.
 async fn ask(names: &[&'static str], only_ready: bool) -> Result<Answer<()>, Failure> {
-    let fake = |name: &&'static str| -> Arc<dyn Endpoint> {
-        Arc::new(Named {
-            name,
-            responsive: *name != "silent",
-        })
-    };
+    let fake = |name: &&'static str| -> Arc<dyn Endpoint> { Arc::new(Named { name }) };
     let config = config("http://unused.example");
     let upstream = Upstream {
         name: config.name,
@@ -110,7 +108,7 @@ async fn operation(name: &str) -> Result<(), UpstreamError> {
     match name {
         "good" => Ok(()),
         "missing" => Err(failed(UpstreamErrorKind::NotFound)),
-        "dead" => Err(failed(UpstreamErrorKind::Status(502))),
+        "dead" | "open" => Err(failed(UpstreamErrorKind::Status(502))),
         "slow" => {
             sleep(Duration::from_secs(5)).await;
             Ok(())
@@ -128,12 +126,14 @@ fn failed(kind: UpstreamErrorKind) -> UpstreamError {
 
 #[rstest::rstest]
 #[case(&["good", "good"], 0, 0, true)]
-#[case(&["dead", "good"], 1, 0, true)]
+#[case(&["open", "good"], 1, 0, true)]
+#[case(&["dead", "good"], 1, 0, false)]
+#[case(&["open", "dead", "good"], 2, 0, false)]
 #[case(&["missing", "good"], 1, 0, false)]
-#[case(&["silent", "good"], 1, 3, true)]
-#[case(&["silent", "silent", "good"], 2, 6, true)]
+#[case(&["silent", "good"], 1, 3, false)]
+#[case(&["silent", "silent", "good"], 2, 6, false)]
 #[case(&["slow", "silent"], 0, 5, true)]
-#[case(&["slow", "dead", "good"], 2, 3, true)]
+#[case(&["slow", "dead", "good"], 2, 3, false)]
 #[tokio::test(start_paused = true)]
 async fn asks_in_order(
     #[case] names: &[&'static str],
