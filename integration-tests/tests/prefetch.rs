@@ -163,7 +163,9 @@ async fn events_tell_until_the_end() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_had_fails_with_a_reason_and_the_rest_is_held() -> anyhow::Result<()> {
-    let (upstream, cache) = start().await?;
+    let upstream = Upstream::start().await?;
+    let deny = "    deny: [\"team/denied\"]\n";
+    let cache = Cache::start(&configuration(&upstream, deny)).await?;
     let image = Image::new(1, &[1000]);
     upstream.publish("team/app", "v1", &image);
     upstream.always(When::any().repository("team/private"), Fault::status(403));
@@ -175,6 +177,7 @@ async fn what_cannot_be_had_fails_with_a_reason_and_the_rest_is_held() -> anyhow
         "team/app:v1",
         "team/private:v1",
         "team/broken:v1",
+        "team/denied:v1",
     ]
     .map(named);
     let mut images = images.to_vec();
@@ -199,6 +202,7 @@ async fn what_cannot_be_had_fails_with_a_reason_and_the_rest_is_held() -> anyhow
         ("done", ""),
         ("failed", "Unauthorized"),
         ("failed", "NotFound"),
+        ("failed", "Forbidden"),
         ("failed", "Unauthorized"),
     ];
     assert_eq!(
@@ -257,7 +261,7 @@ async fn only_the_wanted_platforms_are_fetched() -> anyhow::Result<()> {
 
     let request = json!({ "images": images, "platforms": ["linux/riscv64"] });
     let status = run(&cache, &request).await?;
-    assert_eq!(status["images"][0]["reason"], "NotFound");
+    assert_eq!(status["images"][0]["reason"], "PlatformMissing");
     Ok(())
 }
 

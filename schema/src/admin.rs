@@ -288,10 +288,14 @@ pub struct PrefetchImage {
 /// See [`PrefetchImage::reason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrefetchReason {
-    /// The upstream does not have it, or not for the wanted platforms.
+    /// The upstream does not have it.
     NotFound,
-    /// The cache does not serve this registry or repository, or may not read it there.
+    /// The upstream has it for none of the wanted platforms.
+    PlatformMissing,
+    /// The cache does not serve this registry, or may not read the repository there.
     Unauthorized,
+    /// The cache's configuration does not allow this repository (`allow`, `deny`).
+    Forbidden,
     /// The upstream limits requests.
     RateLimited,
     /// The upstream failed or was silent, or the cache may not ask it now.
@@ -304,6 +308,9 @@ pub enum PrefetchReason {
     Interrupted,
     /// It is held, but the upstream could not be asked whether its tag means something else by now.
     Stale,
+    /// One that a newer registry knows; the message says what it is.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One blob of an image.
@@ -404,6 +411,14 @@ mod tests {
         );
         let rest = r#""reason":"UpstreamUnavailable","message":"no answer","layers":[]}"#;
         assert_eq!(text, expected + rest);
+    }
+
+    /// An operator works with a registry of the next version.
+    #[test]
+    fn a_reason_of_a_newer_registry_is_read() {
+        let read = |text: &str| serde_json::from_str::<PrefetchReason>(text).unwrap();
+        assert_eq!(read("\"PlatformMissing\""), PrefetchReason::PlatformMissing);
+        assert_eq!(read("\"OutOfPaper\""), PrefetchReason::Unknown);
     }
 
     #[test]

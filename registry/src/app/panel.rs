@@ -187,9 +187,8 @@ fn admission(access: Arc<Access>) -> Admission {
 
 fn reason(error: &AccessError) -> PrefetchReason {
     match error {
-        AccessError::Name(_) | AccessError::Denied(_) | AccessError::Hidden(_) => {
-            PrefetchReason::Unauthorized
-        }
+        AccessError::Name(_) | AccessError::Hidden(_) => PrefetchReason::Unauthorized,
+        AccessError::Denied(_) => PrefetchReason::Forbidden,
         AccessError::Unavailable { .. } => PrefetchReason::UpstreamUnavailable,
     }
 }

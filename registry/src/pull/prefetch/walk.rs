@@ -106,7 +106,7 @@ fn wanted<'m>(manifest: &'m Manifest, platforms: &[Platform]) -> Result<Vec<&'m 
     {
         let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
         return Err(Problem {
-            reason: PrefetchReason::NotFound,
+            reason: PrefetchReason::PlatformMissing,
             message: format!("it has no image for {}", names.join(", ")),
         });
     }
@@ -223,7 +223,9 @@ mod tests {
     fn nothing_for_the_platform_is_an_error() {
         let wishes = platforms(&["linux/riscv64"]);
         let error = Walk::new(root(), &wishes).visit(&index(&[(1, Some("linux/amd64"))]));
-        assert!(error.unwrap_err().message.contains("linux/riscv64"));
+        let error = error.unwrap_err();
+        assert_eq!(error.reason, PrefetchReason::PlatformMissing);
+        assert!(error.message.contains("linux/riscv64"));
         assert_eq!(
             Walk::new(root(), &wishes).visit(&index(&[])),
             Ok(vec![]),
