@@ -102,10 +102,10 @@ impl Evictor {
 
     async fn run(&self, stopping: CancellationToken) {
         let mut totals = self.0.index.totals();
-        let mut manifests_seen = None;
+        let mut tidied = None;
         let high = self.0.limit - self.0.limit / 10;
         loop {
-            if let Err(error) = self.look_after(&mut manifests_seen).await {
+            if let Err(error) = self.look_after(&mut tidied).await {
                 tracing::warn!(%error, "evicting failed; it is tried again");
             }
             self.0.room.tried(self.0.store.may_fill());
@@ -120,18 +120,27 @@ impl Evictor {
         }
     }
 
-    async fn look_after(&self, manifests_seen: &mut Option<Instant>) -> Result<(), Error> {
+    async fn look_after(&self, tidied: &mut Option<Instant>) -> Result<(), Error> {
         let Inner { index, store, .. } = &*self.0;
         reconcile::finish_deletions(index, store.as_ref()).await?;
-        if manifests_seen.is_none_or(|seen| seen.elapsed() >= MANIFESTS_EVERY) {
-            index.note_bare_manifests().await?;
-            *manifests_seen = Some(Instant::now());
+        if tidied.is_none_or(|seen| seen.elapsed() >= TIDY_EVERY) {
+            match self.tidy().await {
+                Ok(()) => *tidied = Some(Instant::now()),
+                // A full disk may be why, and must not keep room from being made.
+                Err(error) => tracing::warn!(%error, "the index was not tidied; it is tried again"),
+            }
         }
         let freed = self.relieve().await?;
         if freed > 0 {
             tracing::info!(bytes = freed, "evicted what was not used for longest");
         }
         self.report_remaining_pressure().await
+    }
+
+    /// Notes manifests without content, and drops pins that hold nothing any more.
+    async fn tidy(&self) -> Result<(), IndexError> {
+        self.0.index.note_bare_manifests().await?;
+        self.0.index.drop_expired_pins().await
     }
 
     async fn pressure(&self) -> Result<Option<Pressure>, Error> {
@@ -203,8 +212,8 @@ impl Evictor {
 /// Filling a tenth of a small limit takes longer; crossing it wakes the task anyway.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Matters after 30 days.
-const MANIFESTS_EVERY: Duration = Duration::from_hours(1);
+/// Manifests without content matter after 30 days, and expired pins hold nothing.
+const TIDY_EVERY: Duration = Duration::from_hours(1);
 
 /// Removing files is waiting for the disk; more at once would only delay reads.
 const AT_ONCE: usize = 8;

@@ -32,6 +32,7 @@ use crate::name::RepoKey;
 pub use self::eviction::{Claim, EvictionCandidate};
 pub use self::holds::Publishing;
 pub use self::images::{Image, ImageFilter};
+pub use self::pins::{MAX_PIN_SOURCES, MAX_PINS, PinSource, Pins};
 pub use self::restore::Restored;
 
 mod blobs;

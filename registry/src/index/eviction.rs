@@ -1,5 +1,6 @@
 //! What eviction needs: blobs in the order of their last use, and the claim by which it takes one away.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use coral_schema::oci::Digest;
@@ -9,6 +10,7 @@ use tokio::time::timeout;
 
 use super::columns::{self, from_time};
 use super::holds::Deleting;
+use super::pins::pinned;
 use super::{BlobRow, BlobState, Index, IndexError};
 
 /// What eviction chooses from.
@@ -85,8 +87,9 @@ impl Index {
     ) -> Result<T, IndexError> {
         let now = self.now();
         let query = move |db: &Connection| {
+            let pinned = pinned(db, now)?;
             let mut statement = db.prepare_cached(SELECT_CANDIDATES)?;
-            let mut rows = statement.query_map([from_time(now)], candidate)?;
+            let mut rows = statement.query_map([], |row| candidate(row, &pinned))?;
             let mut failed = Ok(());
             let mut candidates = std::iter::from_fn(|| match rows.next()? {
                 Ok(candidate) => Some(candidate),
@@ -142,16 +145,17 @@ impl Claim {
     }
 }
 
-fn candidate(row: &Row<'_>) -> rusqlite::Result<EvictionCandidate> {
+fn candidate(row: &Row<'_>, pinned: &HashSet<Digest>) -> rusqlite::Result<EvictionCandidate> {
+    let digest = columns::digest(row, 0)?;
     Ok(EvictionCandidate {
-        digest: columns::digest(row, 0)?,
+        digest,
         size: columns::size(row, 1)?,
         manifest: row.get(2)?,
         stored: columns::time(row, 3)?,
         last_use: columns::time(row, 4)?,
         bare_since: columns::time_if_any(row, 5)?,
-        pinned: row.get(6)?,
-        missing: row.get(7)?,
+        pinned: pinned.contains(&digest),
+        missing: row.get(6)?,
     })
 }
 
@@ -165,19 +169,13 @@ const RELEASE: &str = "UPDATE blobs SET state = 0 WHERE digest = ?1";
 const SELECT_DELETING: &str = "SELECT digest FROM blobs WHERE state = 1";
 
 const SELECT_CANDIDATES: &str = "
-WITH RECURSIVE
-pinned (repo, digest) AS (
-    SELECT repo, digest FROM pins WHERE until > ?1
-    UNION
-    SELECT c.repo, c.child FROM children c JOIN pinned p ON c.repo = p.repo AND c.parent = p.digest
-),
-missing (repo, digest) AS (
+WITH RECURSIVE missing (repo, digest) AS (
     SELECT repo, digest FROM tags WHERE missing_since IS NOT NULL
     UNION
     SELECT c.repo, c.child FROM children c JOIN missing m ON c.repo = m.repo AND c.parent = m.digest
 )
 SELECT digest, size, manifest, stored, last_use, bare_since,
-    digest IN (SELECT digest FROM pinned), digest IN (SELECT digest FROM missing)
+    digest IN (SELECT digest FROM missing)
 FROM blobs WHERE state = 0 ORDER BY last_use, digest";
 
 const NOTE_BARE: &str = "

@@ -170,11 +170,19 @@ fn with_children(
     digest: &Digest,
     row: ManifestRow,
 ) -> rusqlite::Result<ManifestRow> {
-    let mut statement = db.prepare_cached(SELECT_CHILDREN)?;
-    let children = statement
-        .query_map((digest.bytes(), repo), child)?
-        .collect::<Result<_, _>>()?;
+    let children = children(db, repo, digest)?;
     Ok(ManifestRow { children, ..row })
+}
+
+/// What a manifest names, in its order.
+pub(super) fn children(
+    db: &Connection,
+    repo: &str,
+    digest: &Digest,
+) -> rusqlite::Result<Vec<ChildRow>> {
+    let mut statement = db.prepare_cached(SELECT_CHILDREN)?;
+    let rows = statement.query_map((digest.bytes(), repo), child)?;
+    rows.collect()
 }
 
 fn child(row: &Row<'_>) -> rusqlite::Result<ChildRow> {

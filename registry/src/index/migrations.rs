@@ -6,7 +6,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Steps to the current tables. Append only; a released step never changes.
-pub(super) const MIGRATIONS: &[&str] = &[STEP_1];
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2];
 
 /// A file from a newer program has seen more steps than there are.
 pub(super) fn is_newer(version: usize) -> bool {
@@ -134,6 +134,23 @@ CREATE TABLE pins (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Nothing has ever written into the first table of pins.
+const STEP_2: &str = "
+DROP TABLE pins;
+CREATE TABLE pin_sources (
+    source TEXT PRIMARY KEY,
+    until INTEGER NOT NULL,
+    platforms TEXT NOT NULL       -- JSON; an empty list means all
+) STRICT, WITHOUT ROWID;
+CREATE TABLE pins (
+    source TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    reference TEXT NOT NULL,      -- a tag or a digest
+    PRIMARY KEY (source, repo, reference),
+    FOREIGN KEY (source) REFERENCES pin_sources (source) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +163,7 @@ mod tests {
             .iter()
             .map(|step| Digest::sha256(step.as_bytes()).hex()[..16].to_owned())
             .collect();
-        assert_eq!(seen, ["ccf70813650ca28d"]);
+        assert_eq!(seen, ["ccf70813650ca28d", "afafb40645e671a0"]);
     }
 
     #[test]
