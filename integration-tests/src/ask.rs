@@ -45,9 +45,24 @@ pub fn code(got: &Got) -> String {
 
 /// Posts JSON to the admin listener.
 pub async fn post(admin: SocketAddr, path: &str, body: &Value) -> anyhow::Result<(u16, Value)> {
+    send(admin, Method::POST, path, body).await
+}
+
+/// Puts JSON to the admin listener.
+pub async fn put(admin: SocketAddr, path: &str, body: &Value) -> anyhow::Result<(u16, Value)> {
+    send(admin, Method::PUT, path, body).await
+}
+
+async fn send(
+    admin: SocketAddr,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> anyhow::Result<(u16, Value)> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let url = format!("http://{admin}{path}");
-    let request = client.post(url).header("content-type", "application/json");
+    let request = client.request(method, url);
+    let request = request.header("content-type", "application/json");
     let response = request.body(body.to_string()).send().await?;
     let status = response.status().as_u16();
     Ok((

@@ -10,25 +10,31 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use coral_schema::admin::{
     AdminError, ConfigStatus, DiskStatus, IndexState, RegistryEntry, TransferStatus,
 };
+use coral_schema::oci::ImageReference;
 use http::StatusCode;
 
 use self::mirror_config::Mirrors;
 use crate::index::Index;
+use crate::name::RepoKey;
 use crate::pull::prefetch::Prefetcher;
 use crate::upstream::Upstream;
 
 pub mod guard;
 mod images;
 pub mod mirror_config;
+mod pins;
 mod prefetch;
 mod status;
 
 /// Reads what some part published last; does not wait.
 pub type Reading<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Which repository an image means here, also one of a registry that is not configured; `None` if none can be.
+pub type Naming = Box<dyn Fn(&ImageReference) -> Option<RepoKey> + Send + Sync>;
 
 /// What the API shows and uses.
 pub struct Admin {
@@ -48,7 +54,9 @@ pub struct Admin {
     pub registries: Reading<Vec<RegistryEntry>>,
     /// What nodes are told about this cache.
     pub mirrors: Reading<Mirrors>,
-    /// For the list of images.
+    /// For the images of pins.
+    pub repository: Naming,
+    /// For the list of images, and for pins.
     pub index: Index,
     /// Takes jobs.
     pub prefetcher: Prefetcher,
@@ -64,11 +72,16 @@ impl fmt::Debug for Admin {
 
 /// `/api/v1/…`. To be served behind [`guard::guarded`], together with the probes and metrics.
 pub fn router(admin: Admin) -> Router {
+    let pins = put(pins::put)
+        .delete(pins::delete)
+        .layer(DefaultBodyLimit::max(pins::MAX_BODY));
     Router::new()
         .route("/api/v1/status", get(status::status))
         .route("/api/v1/images", get(images::images))
         .route("/api/v1/prefetch", post(prefetch::start))
         .route("/api/v1/prefetch/{id}", get(prefetch::status))
+        .route("/api/v1/pins", get(pins::list))
+        .route("/api/v1/pins/{*source}", pins)
         .route("/api/v1/registries", get(registries))
         .route("/api/v1/mirror-config", get(mirror_config::mirror_config))
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -202,6 +202,33 @@ pub struct PrefetchRequest {
     pub refresh: bool,
 }
 
+/// Body of `PUT /api/v1/pins/<source>`: takes the place of what the source pinned before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PinRequest {
+    /// References as in [`PrefetchRequest`]. A tag pins what it means at each moment. What is not held yet is pinned from
+    /// its arrival.
+    pub images: Vec<String>,
+    /// Which children of an index; without any: all that are held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "platforms")]
+    pub platforms: Vec<Platform>,
+    /// Until when; a source that still wants them says so again before. Pins survive a restart, but not the loss of the
+    /// index.
+    pub expires: String,
+}
+
+/// One of `GET /api/v1/pins`: who pins something now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinSource {
+    /// Its name, as in the path.
+    pub source: String,
+    /// How many images it pins.
+    pub images: u64,
+    /// Until when.
+    pub expires: String,
+}
+
 /// One of `GET /api/v1/registries`: an upstream that this cache stands in front of, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -387,6 +414,19 @@ mod tests {
             r#"{"platforms":[]}"#,
         ] {
             assert!(serde_json::from_str::<PrefetchRequest>(refused).is_err());
+        }
+    }
+
+    #[test]
+    fn pins_on_the_wire() {
+        let text = r#"{"images":["a.b/c:d"],"platforms":["linux/arm64"],"expires":"2026-01-31T12:00:00Z"}"#;
+        let parsed: PinRequest = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), text);
+        for refused in [
+            r#"{"images":["a"]}"#,
+            r#"{"images":["a"],"expires":"2026-01-31T12:00:00Z","until":""}"#,
+        ] {
+            assert!(serde_json::from_str::<PinRequest>(refused).is_err());
         }
     }
 

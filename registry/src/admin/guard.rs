@@ -48,7 +48,8 @@ fn check(method: &Method, uri: &Uri, headers: &HeaderMap, hosts: &[String]) -> R
         ));
     }
     let content_type = text(headers, CONTENT_TYPE).map(media_type::essence);
-    if method == Method::POST && content_type.as_deref() != Some("application/json") {
+    let has_body = method == Method::POST || method == Method::PUT;
+    if has_body && content_type.as_deref() != Some("application/json") {
         return Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "send the request with the header Content-Type: application/json",
@@ -142,8 +143,10 @@ mod tests {
     #[case("application/json-patch+json", 415)]
     fn content_types(#[case] content_type: &str, #[case] status: u16) {
         let headers = [(HOST, "localhost"), (CONTENT_TYPE, content_type)];
-        assert_eq!(verdict(&Method::POST, &headers), status);
-        assert_eq!(verdict(&Method::POST, &headers[..1]), 415);
+        for method in [Method::POST, Method::PUT] {
+            assert_eq!(verdict(&method, &headers), status);
+            assert_eq!(verdict(&method, &headers[..1]), 415);
+        }
         assert_eq!(verdict(&Method::GET, &headers[..1]), 200);
     }
 

@@ -23,6 +23,7 @@ use crate::admin::mirror_config::Mirrors;
 use crate::config::Config;
 use crate::config::watch::{ConfigWatch, ReloadState};
 use crate::index::Index;
+use crate::name::RepoKey;
 use crate::pull::Puller;
 use crate::pull::prefetch::{Admission, Prefetcher, Problem};
 use crate::store::Space;
@@ -60,6 +61,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         degraded: opened.evictor.room().degraded(),
     };
     let names = Arc::clone(&access);
+    let rules = Arc::clone(&access);
     Admin {
         ready: Box::new(move || health.not_ready().is_empty()),
         disk: Box::new(move || disk.read()),
@@ -75,6 +77,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         }),
         registries: Box::new(move || registries(&served.borrow())),
         mirrors: Box::new(move || mirrors(&config.borrow(), address, is_tls)),
+        repository: Box::new(move |image| repository(&rules, image)),
         index: opened.index.clone(),
         prefetcher: Prefetcher::new(admission(access), puller, tasks),
         started: Timestamp::now(),
@@ -168,6 +171,13 @@ fn mirrors(config: &Config, bound: SocketAddr, is_tls: bool) -> Mirrors {
         },
         registries: registries.collect(),
     }
+}
+
+/// Nothing is held of a registry that is not configured; what is said about it counts when it is.
+fn repository(access: &Access, image: &ImageReference) -> Option<RepoKey> {
+    let path = image.repository.as_str();
+    let known = access.resolve(Some(&image.host), path).ok();
+    known.or_else(|| format!("{}/{path}", image.host).parse().ok())
 }
 
 /// A prefetch may read what a client may.
