@@ -98,27 +98,29 @@ impl Access {
 
     /// May anybody who can reach us read `repo`?
     pub async fn read(&self, repo: RepoKey, probe: Probe<'_>) -> Result<ReadCap, AccessError> {
-        let upstream = self.snapshot.load().upstreams.get(repo.upstream()).cloned();
-        let upstream =
-            upstream.ok_or_else(|| NameError::UnknownUpstream(repo.upstream().to_string()))?;
-        if !is_allowed(&upstream, &repo) {
-            return Err(AccessError::Denied(repo));
-        }
+        let upstream = self.allowed(&repo)?;
         let public = self.is_public(&repo, &upstream, probe).await?;
         Ok(ReadCap::new(repo, upstream, public))
     }
 
     /// May this repository be listed for everybody: is it known to be public, without asking anybody?
     pub async fn may_list(&self, repo: &RepoKey) -> bool {
-        let Some(upstream) = self.snapshot.load().upstreams.get(repo.upstream()).cloned() else {
-            return false;
+        matches!(self.read_if_known(repo.clone()).await, Ok(Some(_)))
+    }
+
+    /// As [`Access::read`], but asks no upstream: `None` when it is not known that everybody may read the repository.
+    pub async fn read_if_known(&self, repo: RepoKey) -> Result<Option<ReadCap>, AccessError> {
+        let upstream = self.allowed(&repo)?;
+        let by_nature = is_public_by_nature(&upstream, &repo);
+        let public = match upstream.policy.visibility {
+            VisibilityMode::Public => true,
+            VisibilityMode::Shared => by_nature,
+            VisibilityMode::Auto if self.visibility.is_known(&repo, &upstream, by_nature).await => {
+                true
+            }
+            VisibilityMode::Auto => return Ok(None),
         };
-        if !is_allowed(&upstream, repo) {
-            return false;
-        }
-        upstream.policy.visibility != VisibilityMode::Auto
-            || is_public_by_nature(&upstream, repo)
-            || self.visibility.is_known_public(repo).await
+        Ok(Some(ReadCap::new(repo, upstream, public)))
     }
 
     /// Is a repository public, as far as its record and the configuration say? For rebuilding the index.
@@ -132,6 +134,17 @@ impl Access {
             VisibilityMode::Shared => is_public_by_nature(&upstream, repo),
             VisibilityMode::Auto => is_public_by_nature(&upstream, repo) || recorded(),
         }
+    }
+
+    /// The upstream of `repo`, if the administrator allows the repository.
+    fn allowed(&self, repo: &RepoKey) -> Result<Arc<Upstream>, AccessError> {
+        let upstream = self.snapshot.load().upstreams.get(repo.upstream()).cloned();
+        let upstream =
+            upstream.ok_or_else(|| NameError::UnknownUpstream(repo.upstream().to_string()))?;
+        if !is_allowed(&upstream, repo) {
+            return Err(AccessError::Denied(repo.clone()));
+        }
+        Ok(upstream)
     }
 
     async fn is_public(

@@ -35,6 +35,7 @@ mod access_log;
 mod answer;
 mod blob;
 mod body;
+mod cached;
 mod catalog;
 mod error;
 mod manifest;
@@ -80,7 +81,12 @@ impl Http {
     ) -> Result<ReadCap, Failure> {
         let repo = self.access.resolve(asked.ns.as_deref(), path)?;
         asked.entry.repo = Some(repo.clone());
-        let cap = self.access.read(repo, probe).await?;
+        let cap = if asked.only_if_cached() {
+            let known = self.access.read_if_known(repo).await?;
+            known.ok_or(Failure::NotCached)?
+        } else {
+            self.access.read(repo, probe).await?
+        };
         Ok(match asked.client {
             Some(client) => cap.with_client(client),
             None => cap,
@@ -99,6 +105,14 @@ struct Asked<'a> {
     /// The registry that a mirror request means.
     ns: Option<Cow<'a, str>>,
     entry: Entry,
+}
+
+impl Asked<'_> {
+    /// Does the client want a manifest or a blob only if it is here? Lists are answered as ever.
+    fn only_if_cached(&self) -> bool {
+        matches!(self.entry.kind, RequestKind::Manifest | RequestKind::Blob)
+            && cached::only_if_cached(self.headers)
+    }
 }
 
 /// The `kind` label, and what "unknown" means in an error.

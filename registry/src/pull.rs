@@ -8,6 +8,8 @@
 //!    joining the one transfer that fetches it.
 //! 3. What was learnt is written down behind the answer ([`recorder`]).
 //!
+//! Who asks for nothing but what is here gets it from [`cached`].
+//!
 //! Whatever fails below becomes a [`PullError`], each variant a row of the status table that clients see.
 
 use std::sync::Arc;
@@ -41,6 +43,7 @@ use crate::transfer::{Origin, Transfers};
 
 mod answer;
 mod blobs;
+mod cached;
 mod failure;
 mod fetch;
 pub mod flight;

@@ -50,12 +50,18 @@ impl Visibility {
         }
     }
 
-    /// Is it known to be public?
-    pub(super) async fn is_known_public(&self, repo: &RepoKey) -> bool {
-        matches!(
-            self.index.visibility(repo).await,
-            Ok(Some(VisibilityRow { public: true, .. }))
-        )
+    /// Is it known to be public, without asking anybody? What is `by_nature` needs no record, and neither outlives the
+    /// grace after a refusal.
+    pub(super) async fn is_known(
+        &self,
+        repo: &RepoKey,
+        upstream: &Upstream,
+        by_nature: bool,
+    ) -> bool {
+        match self.index.visibility(repo).await {
+            Ok(Some(row)) => (by_nature || row.public) && !is_over(&row, upstream),
+            _ => by_nature,
+        }
     }
 
     /// A repository that we read anonymously is public, unless the upstream has refused it for longer than the grace.

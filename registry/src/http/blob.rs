@@ -9,6 +9,7 @@ use super::error::Failure;
 use super::range::{Wanted, wanted};
 use super::{Asked, Http};
 use crate::access::Probe;
+use crate::access::cap::ReadCap;
 use crate::pull::{BlobAnswer, BlobHead, PullError};
 
 /// A range matters for a GET only (RFC 9110, section 14.2).
@@ -21,25 +22,43 @@ pub(super) async fn blob(
     let cap = http.admit(asked, path, Probe::Blob(digest)).await?;
     let tag = EntityTag::of(digest);
     if tag.is_held(asked.headers) {
-        let head = http.puller.head_blob(&cap, digest).await?;
+        let head = head(http, asked, &cap, digest).await?;
         let mut answer = Answer::new(StatusCode::NOT_MODIFIED, head.outcome);
         answer.set_digest(&tag, true);
         return Ok(answer);
     }
     if asked.head {
-        let head = http.puller.head_blob(&cap, digest).await?;
+        let head = head(http, asked, &cap, digest).await?;
         return Ok(head_answer(head, &tag));
     }
     let range = match wanted(asked.headers, tag.as_bytes()) {
         Wanted::Whole => None,
         Wanted::Part(range) => Some(range),
         Wanted::Nothing => {
-            let BlobHead { size, .. } = http.puller.head_blob(&cap, digest).await?;
+            let BlobHead { size, .. } = head(http, asked, &cap, digest).await?;
             return Err(PullError::RangeNotSatisfiable { size }.into());
         }
     };
-    let blob = http.puller.blob(&cap, digest, range).await?;
+    let blob = if asked.only_if_cached() {
+        let cached = http.puller.cached_blob(&cap, digest, range).await?;
+        cached.ok_or(Failure::NotCached)?
+    } else {
+        http.puller.blob(&cap, digest, range).await?
+    };
     Ok(get_answer(blob, &tag))
+}
+
+async fn head(
+    http: &Http,
+    asked: &Asked<'_>,
+    cap: &ReadCap,
+    digest: &Digest,
+) -> Result<BlobHead, Failure> {
+    if asked.only_if_cached() {
+        let cached = http.puller.cached_head(cap, digest).await;
+        return cached.ok_or(Failure::NotCached);
+    }
+    Ok(http.puller.head_blob(cap, digest).await?)
 }
 
 fn head_answer(head: BlobHead, tag: &EntityTag) -> Answer {

@@ -36,6 +36,9 @@ pub(super) enum Failure {
     /// It cannot be had.
     #[error(transparent)]
     Pull(#[from] PullError),
+    /// It is not here, or not known to be for this caller, and nobody was to be asked.
+    #[error("this cache does not hold it")]
+    NotCached,
     /// Nothing below gave up in time.
     #[error("no part of this cache answered in time")]
     Deadline,
@@ -72,7 +75,7 @@ impl ErrorAnswer {
 
     /// The answer with its headers and the JSON envelope.
     pub(super) fn into_answer(self, failure: &Failure) -> Answer {
-        let mut answer = Answer::new(self.status, self.outcome());
+        let mut answer = Answer::new(self.status, self.outcome(failure));
         answer.error = Some(failure.to_string());
         let body = ErrorBody {
             errors: vec![ErrorEntry {
@@ -98,8 +101,9 @@ impl ErrorAnswer {
     }
 
     /// A refusal is an answer; an error is what somebody should look at.
-    fn outcome(&self) -> Outcome {
-        if self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS {
+    fn outcome(&self, failure: &Failure) -> Outcome {
+        let broken = self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS;
+        if broken && !matches!(failure, Failure::NotCached) {
             Outcome::Error
         } else {
             Outcome::Negative
@@ -121,6 +125,13 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
         }
         Failure::Access(error) => access(error, kind),
         Failure::Pull(error) => pull(error, kind, mirror),
+        Failure::NotCached => ErrorAnswer::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Unavailable,
+            format!(
+                "{failure}, and was told not to ask anybody (only-if-cached); ask without that, or have it prefetched"
+            ),
+        ),
         Failure::Deadline => ErrorAnswer::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::Unavailable,
@@ -327,6 +338,7 @@ mod tests {
     #[case(unservable(ManifestError::TooDeep), (502, ErrorCode::ManifestInvalid, false), None)]
     #[case(PullError::TooLarge { limit: 8 }.into(), (502, ErrorCode::ManifestInvalid, false), None)]
     #[case(Failure::Deadline, (504, ErrorCode::Unavailable, false), None)]
+    #[case(Failure::NotCached, (504, ErrorCode::Unavailable, false), None)]
     #[case(Failure::Parameter("the parameter n must be a number"), (400, ErrorCode::Unsupported, false), None)]
     #[case(RouteError::Unknown.into(), (404, ErrorCode::NameUnknown, false), None)]
     #[case(RouteError::Method.into(), (405, ErrorCode::Unsupported, false), None)]

@@ -19,7 +19,12 @@ pub(super) async fn manifest(
 ) -> Result<Answer, Failure> {
     let cap = http.admit(asked, path, Probe::Manifest(reference)).await?;
     let want = if asked.head { Want::Head } else { Want::Body };
-    let manifest = http.puller.manifest(&cap, reference, want).await?;
+    let manifest = if asked.only_if_cached() {
+        let cached = http.puller.cached_manifest(&cap, reference, want).await;
+        cached.ok_or(Failure::NotCached)?
+    } else {
+        http.puller.manifest(&cap, reference, want).await?
+    };
     let immutable = matches!(reference, ManifestRef::Digest(_));
     Ok(answer(manifest, immutable, asked.headers))
 }

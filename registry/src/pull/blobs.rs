@@ -257,7 +257,11 @@ fn ignores_ranges(error: &TransferError) -> bool {
         .any(|error| matches!(error.kind, UpstreamErrorKind::Protocol(_)))
 }
 
-fn from_store(stored: Arc<StoredBlob>, range: Option<RangeSpec>) -> Result<BlobAnswer, PullError> {
+/// A stored blob, or a part of it.
+pub(super) fn from_store(
+    stored: Arc<StoredBlob>,
+    range: Option<RangeSpec>,
+) -> Result<BlobAnswer, PullError> {
     let size = stored.size();
     let part = match range {
         Some(range) => Some(
