@@ -6,7 +6,7 @@ use bytes::Bytes;
 use coral_schema::oci::{Digest, ManifestRef, Tag};
 
 use super::failure::{interrupted, pull_error};
-use super::fetch::{PendingTag, fetch, move_tag};
+use super::fetch::{Fetched, PendingTag, fetch, move_tag};
 use super::freshness::{Freshness, freshness};
 use super::metrics::StaleReason;
 use super::{Kind, MANIFEST_TOTAL, ManifestAnswer, Outcome, PullError, Puller, Want, known};
@@ -86,10 +86,30 @@ impl Puller {
         digest: &Digest,
         want: Want,
     ) -> Option<ManifestAnswer> {
+        let held = self.found(cap, digest).await?;
+        self.0.index.touch(digest);
+        Some(answer(*digest, &held.row, held.bytes, want, Outcome::Hit))
+    }
+
+    async fn found(&self, cap: &ReadCap, digest: &Digest) -> Option<Fetched> {
         let row = known(self.0.index.manifest(cap.repo(), digest).await)?;
         let bytes = self.bytes(digest, row.size).await?;
-        self.0.index.touch(digest);
-        Some(answer(*digest, &row, bytes, want, Outcome::Hit))
+        Some(Fetched {
+            digest: *digest,
+            row,
+            bytes,
+        })
+    }
+
+    /// What a fetch that ended just now brought: whoever found nothing before it may ask for it after it.
+    async fn just_fetched(&self, cap: &ReadCap, reference: &ManifestRef) -> Option<Fetched> {
+        match reference {
+            ManifestRef::Digest(digest) => self.found(cap, digest).await,
+            ManifestRef::Tag(tag) => {
+                let row = known(self.0.index.tag(cap.repo(), tag).await)?;
+                self.found(cap, &row.digest).await
+            }
+        }
     }
 
     async fn bytes(&self, digest: &Digest, size: u64) -> Option<Bytes> {
@@ -211,17 +231,45 @@ impl Puller {
         })
     }
 
-    /// Fetches once for everybody who asks for the same now.
+    /// Fetches what was not held, once for everybody who asks for the same now.
     pub(super) async fn fetch(
         &self,
         cap: &ReadCap,
         reference: &ManifestRef,
     ) -> Result<ManifestAnswer, PullError> {
-        let key = (cap.repo().clone(), reference.clone());
-        let join = || {
-            let ask = || fetch(Arc::clone(&self.0), cap.clone(), reference.clone());
-            self.0.fetches.join(&key, ask)
+        let ask = || {
+            let (puller, cap, reference) = (self.clone(), cap.clone(), reference.clone());
+            async move {
+                match puller.just_fetched(&cap, &reference).await {
+                    Some(fetched) => Ok(fetched),
+                    None => fetch(puller.0, cap, reference).await,
+                }
+            }
         };
+        self.board(cap, reference, ask).await
+    }
+
+    /// Fetches whatever is held, once for everybody who asks for the same now.
+    pub(super) async fn fetch_anew(
+        &self,
+        cap: &ReadCap,
+        reference: &ManifestRef,
+    ) -> Result<ManifestAnswer, PullError> {
+        let ask = || fetch(Arc::clone(&self.0), cap.clone(), reference.clone());
+        self.board(cap, reference, ask).await
+    }
+
+    async fn board<F>(
+        &self,
+        cap: &ReadCap,
+        reference: &ManifestRef,
+        ask: impl Fn() -> F,
+    ) -> Result<ManifestAnswer, PullError>
+    where
+        F: Future<Output = Result<Fetched, PullError>> + Send + 'static,
+    {
+        let key = (cap.repo().clone(), reference.clone());
+        let join = || self.0.fetches.join(&key, &ask);
         let mut flight = join();
         let outcome = if flight.leads {
             Outcome::Miss

@@ -134,7 +134,7 @@ impl Puller {
                 Some(answer) => Ok(answer),
                 None => self.fetch(cap, &reference).await,
             },
-            None => self.fetch(cap, &reference).await,
+            None => self.fetch_anew(cap, &reference).await,
         };
         match fetched {
             Ok(answer) => Ok(trim(answer, want)),
