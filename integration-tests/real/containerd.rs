@@ -99,7 +99,7 @@ impl Client for Containerd {
 }
 
 impl Kind {
-    fn program(self) -> PathBuf {
+    pub(crate) fn program(self) -> PathBuf {
         match self {
             Self::Current | Self::Parallel => harness::tool("CORAL_REAL_CONTAINERD"),
             Self::Old => "containerd".into(),

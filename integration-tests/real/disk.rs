@@ -70,13 +70,13 @@ async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
 }
 
 /// A tmpfs that is unmounted with this value.
-struct Volume {
+pub(crate) struct Volume {
     path: PathBuf,
     _folder: TempDir,
 }
 
 impl Volume {
-    async fn mount(bytes: u64) -> Self {
+    pub(crate) async fn mount(bytes: u64) -> Self {
         let folder = harness::scratch();
         let path = folder.path().join("volume");
         std::fs::create_dir(&path).unwrap();
@@ -97,6 +97,10 @@ impl Volume {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Leaves only so many bytes free; returns the file to delete.
     fn fill_up_to(&self, left: u64) -> PathBuf {
         let file = self.path.join("ballast");
@@ -113,7 +117,7 @@ impl Drop for Volume {
     }
 }
 
-fn free_bytes(path: &Path) -> u64 {
+pub(crate) fn free_bytes(path: &Path) -> u64 {
     let volume = rustix::fs::statvfs(path).unwrap();
     volume.f_bavail * volume.f_frsize
 }

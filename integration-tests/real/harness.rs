@@ -69,9 +69,30 @@ impl Process {
 
     /// Sends a signal to this process alone.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        // An error means that it ended by itself, which whoever waits for it will see.
-        let _ = kill_process(pid, signal);
+        send(self.id(), signal);
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its child, if it has exactly one: what `nsenter` or `unshare` runs in another PID namespace.
+    pub(crate) fn child(&self) -> Option<u32> {
+        let children = format!("/proc/{0}/task/{0}/children", self.id());
+        std::fs::read_to_string(children).ok()?.trim().parse().ok()
+    }
+
+    /// Sends a signal to that child.
+    pub(crate) fn signal_child(&self, signal: Signal) {
+        if let Some(child) = self.child() {
+            send(child, signal);
+        }
+    }
+
+    /// Blocks until its end, for where it is certain and near.
+    pub(crate) fn wait(&mut self) {
+        let _ = self.child.wait();
     }
 
     /// Waits for its end.
@@ -98,7 +119,9 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log = self.log();
+            // Its folder may be gone, and a second panic would hide the first.
+            let log = std::fs::read(&self.log).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
             let tail = log.len().saturating_sub(4000);
             let tail = (tail..=log.len())
                 .find(|&at| log.is_char_boundary(at))
@@ -110,6 +133,17 @@ impl Drop for Process {
             ));
         }
     }
+}
+
+/// Kills one process.
+pub(crate) fn kill(id: u32) {
+    send(id, Signal::KILL);
+}
+
+fn send(id: u32, signal: Signal) {
+    let pid = Pid::from_raw(id.cast_signed()).unwrap();
+    // An error means that it ended by itself, which whoever waits for it will see.
+    let _ = kill_process(pid, signal);
 }
 
 /// What a client command did.
@@ -180,6 +214,11 @@ pub(crate) fn scratch() -> TempDir {
         .rand_bytes(5)
         .tempdir_in(parent)
         .unwrap()
+}
+
+/// What names outside of any folder start with; the script that started this run removes what is left of them.
+pub(crate) fn run_name() -> String {
+    variable("CORAL_REAL_RUN").unwrap_or_else(|| format!("coral-real.{}", std::process::id()))
 }
 
 /// A port on loopback that is free now. Taken from below the range the kernel uses for outgoing connections, so it stays

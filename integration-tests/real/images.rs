@@ -73,7 +73,8 @@ impl Draft {
         let mut draft = Self::empty(repository);
         let mut children = Vec::new();
         for architecture in ["amd64", "arm64"] {
-            let mut child = draft.platform(architecture, OCI, &[40_000, 70_000]);
+            let layers = noise(repository, architecture, &[40_000, 70_000]);
+            let mut child = draft.platform(architecture, OCI, layers, &json!({}));
             child["platform"] = json!({ "os": "linux", "architecture": architecture });
             children.push(child);
         }
@@ -85,14 +86,35 @@ impl Draft {
     /// One platform in Docker's older media types.
     pub(crate) fn docker(repository: &'static str, layers: &[usize]) -> Self {
         let mut draft = Self::empty(repository);
-        draft.platform(ARCHITECTURE, DOCKER, layers);
+        let layers = noise(repository, ARCHITECTURE, layers);
+        draft.platform(ARCHITECTURE, DOCKER, layers, &json!({}));
         draft
     }
 
     /// One platform in OCI media types.
     pub(crate) fn oci(repository: &'static str, layers: &[usize]) -> Self {
         let mut draft = Self::empty(repository);
-        draft.platform(ARCHITECTURE, OCI, layers);
+        let layers = noise(repository, ARCHITECTURE, layers);
+        draft.platform(ARCHITECTURE, OCI, layers, &json!({}));
+        draft
+    }
+
+    /// One platform in OCI media types that runs: a static program, and a layer of so many bytes that no other
+    /// repository or revision has.
+    pub(crate) fn program(
+        repository: &'static str,
+        program: &[u8],
+        revision: u32,
+        size: usize,
+    ) -> Self {
+        let mut draft = Self::empty(repository);
+        let mut layers = noise(repository, &format!("r{revision}"), &[size]);
+        let executable = tar("program", 0o755, program.len(), |archive| {
+            archive.extend_from_slice(program);
+        });
+        layers.push(executable);
+        let config = json!({ "Entrypoint": ["/program"] });
+        draft.platform(ARCHITECTURE, OCI, layers, &config);
         draft
     }
 
@@ -112,16 +134,14 @@ impl Draft {
         &mut self,
         architecture: &str,
         [manifest, config, layer]: [&'static str; 3],
-        sizes: &[usize],
+        layers: Vec<Vec<u8>>,
+        run: &Value,
     ) -> Value {
-        let mut layers = Vec::new();
-        for (number, &size) in sizes.iter().enumerate() {
-            let seed = format!("{} {architecture} {number}", self.image.repository);
-            layers.push(self.blob(layer, tar(&seed, size)));
-        }
+        let layers = layers.into_iter().map(|bytes| self.blob(layer, bytes));
+        let layers: Vec<Value> = layers.collect();
         let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
         let image = json!({
-            "architecture": architecture, "os": "linux", "config": {},
+            "architecture": architecture, "os": "linux", "config": run,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = self.blob(config, image.to_string().into_bytes());
@@ -152,13 +172,30 @@ impl Draft {
     }
 }
 
-/// An uncompressed layer with one file of noise: what is unpacked is what was sent, and nothing can be compressed away.
-fn tar(seed: &str, size: usize) -> Vec<u8> {
+/// Uncompressed layers with one file of noise each: what is unpacked is what was sent, and nothing can be compressed away.
+fn noise(repository: &str, variant: &str, sizes: &[usize]) -> Vec<Vec<u8>> {
+    let layers = sizes.iter().enumerate().map(|(number, &size)| {
+        let seed = format!("{repository} {variant} {number}");
+        let name = format!("{}.bin", seed.replace([' ', '/'], "-"));
+        tar(&name, 0o644, size, |archive| {
+            let end = archive.len() + size;
+            let mut noise = Noise::new(&seed);
+            while archive.len() < end {
+                archive.extend_from_slice(&noise.next().to_le_bytes());
+            }
+            archive.truncate(end);
+        })
+    });
+    layers.collect()
+}
+
+/// A layer with one file, which `fill` appends.
+fn tar(name: &str, mode: u32, size: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut header = [0_u8; 512];
     let mut field =
         |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    field(0, &format!("{}.bin", seed.replace([' ', '/'], "-")));
-    field(100, "0000644");
+    field(0, name);
+    field(100, &format!("{mode:07o}"));
     field(108, "0000000");
     field(116, "0000000");
     field(124, &format!("{size:011o}"));
@@ -172,11 +209,7 @@ fn tar(seed: &str, size: usize) -> Vec<u8> {
     let end = size.next_multiple_of(512);
     let mut archive = Vec::with_capacity(512 + end + 1024);
     archive.extend_from_slice(&header);
-    let mut noise = Noise::new(seed);
-    while archive.len() < 512 + size {
-        archive.extend_from_slice(&noise.next().to_le_bytes());
-    }
-    archive.truncate(512 + size);
+    fill(&mut archive);
     archive.resize(512 + end + 1024, 0);
     archive
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clients;
+mod cluster;
 mod containerd;
 mod coral;
 mod disk;
@@ -13,6 +14,7 @@ mod docker;
 mod harness;
 mod images;
 mod kill;
+mod kubernetes;
 mod outages;
 mod refusals;
 mod token;

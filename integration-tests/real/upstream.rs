@@ -8,9 +8,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use crate::clients::{Client, Crane};
+use crate::cluster::namespaces::Namespaces;
 use crate::coral::{Config, Coral};
 use crate::harness::{self, Process};
 use crate::images::{Draft, Image, TAG};
@@ -46,14 +48,7 @@ pub(crate) async fn seed() -> &'static Seed {
 
 async fn push_all() -> Seed {
     let storage = harness::scratch().keep();
-    let upstream = Upstream::start(
-        &storage,
-        Shape {
-            maintenance: "",
-            ..Shape::default()
-        },
-    )
-    .await;
+    let upstream = Upstream::of(&storage).await;
     Seed {
         small: upstream.push(Draft::multi_platform("team/small")).await,
         twenty: upstream
@@ -74,6 +69,7 @@ async fn push_all() -> Seed {
 pub(crate) struct Upstream {
     process: Process,
     scheme: &'static str,
+    host: &'static str,
     port: u16,
     tokens: Option<TokenService>,
     _folder: TempDir,
@@ -87,6 +83,10 @@ struct Shape {
     tls: String,
     auth: String,
     tokens: Option<TokenService>,
+    host: &'static str,
+    port: u16,
+    /// The network that `host` is in, if not this machine's own.
+    network: Option<Namespaces>,
 }
 
 impl Default for Shape {
@@ -99,6 +99,9 @@ impl Default for Shape {
             tls: String::new(),
             auth: String::new(),
             tokens: None,
+            host: "127.0.0.1",
+            port: harness::free_port(),
+            network: None,
         }
     }
 }
@@ -128,6 +131,33 @@ impl Upstream {
         (Self::start(&seed().await.storage, shape).await, ca)
     }
 
+    /// Over plain HTTP, of a folder of the test's own; takes pushes.
+    pub(crate) async fn of(storage: &Path) -> Self {
+        let shape = Shape {
+            maintenance: "",
+            ..Shape::default()
+        };
+        Self::start(storage, shape).await
+    }
+
+    /// Of the same folder, at port 443 of an address in another network, with this certificate and key.
+    pub(crate) async fn within(
+        network: Namespaces,
+        host: &'static str,
+        storage: &Path,
+        certificate: &(PathBuf, PathBuf),
+    ) -> Self {
+        let shape = Shape {
+            scheme: "https",
+            tls: tls(&certificate.0, &certificate.1),
+            host,
+            port: 443,
+            network: Some(network),
+            ..Shape::default()
+        };
+        Self::start(storage, shape).await
+    }
+
     async fn start(storage: &Path, shape: Shape) -> Self {
         let Shape {
             folder,
@@ -136,12 +166,14 @@ impl Upstream {
             tls,
             auth,
             tokens,
+            host,
+            port,
+            network,
         } = shape;
-        let port = harness::free_port();
         let config = format!(
             "version: 0.1\nlog: {{ level: warn, accesslog: {{ disabled: false }} }}\n\
              storage:\n  filesystem: {{ rootdirectory: {} }}\n{maintenance}\
-             http:\n  addr: 127.0.0.1:{port}\n  secret: tests\n  draintimeout: 10s\n{tls}{auth}",
+             http:\n  addr: {host}:{port}\n  secret: tests\n  draintimeout: 10s\n{tls}{auth}",
             storage.display()
         );
         let config = harness::write(folder.path(), "config.yml", &config);
@@ -150,17 +182,20 @@ impl Upstream {
             .arg("serve")
             .arg(config)
             .env("OTEL_TRACES_EXPORTER", "none");
+        if let Some(network) = network {
+            command = network.enter(&command);
+        }
         let process = Process::spawn("distribution", command, &folder.path().join("log"));
         let process = process
-            .ready(async || {
-                tokio::net::TcpStream::connect(("127.0.0.1", port))
-                    .await
-                    .is_ok()
+            .ready(async || match network {
+                Some(network) => network.listens(port).await,
+                None => TcpStream::connect((host, port)).await.is_ok(),
             })
             .await;
         Self {
             process,
             scheme,
+            host,
             port,
             tokens,
             _folder: folder,
@@ -183,7 +218,7 @@ impl Upstream {
 
     /// Its address, without a path.
     pub(crate) fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.port)
+        format!("{}://{}:{}", self.scheme, self.host, self.port)
     }
 
     /// Stops it in mid-body, as a network that goes silent.
@@ -229,7 +264,8 @@ impl Upstream {
         }
     }
 
-    async fn push(&self, draft: Draft) -> Image {
+    /// Makes an image its content, under its tag.
+    pub(crate) async fn push(&self, draft: Draft) -> Image {
         let client = reqwest::Client::new();
         let repository = format!("{}/v2/{}", self.url(), draft.image.repository);
         for ((digest, _), content) in draft.image.blobs.iter().zip(draft.content) {
@@ -287,12 +323,15 @@ fn certificates(folder: &Path) -> (PathBuf, String) {
     let ca = harness::write(folder, "ca.pem", &authority.pem());
     let certificate = harness::write(folder, "server.pem", &server.pem());
     let key = harness::write(folder, "server.key", &key.serialize_pem());
-    let tls = format!(
+    (ca, tls(&certificate, &key))
+}
+
+fn tls(certificate: &Path, key: &Path) -> String {
+    format!(
         "  tls: {{ certificate: {}, key: {} }}\n",
         certificate.display(),
         key.display()
-    );
-    (ca, tls)
+    )
 }
 
 #[tokio::test]

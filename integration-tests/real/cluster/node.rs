@@ -1,0 +1,249 @@
+//! One node: containerd, kubelet and kube-proxy on a machine of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Map, Value};
+use tokio::net::UnixStream;
+
+use super::cgroups::{self, Cgroups};
+use super::control_plane::{ControlPlane, kubernetes};
+use super::etc::{self, Etc};
+use super::namespaces::{Machine, Namespaces};
+use super::pki::Subject;
+use crate::containerd::Kind;
+use crate::disk::Volume;
+use crate::harness::{self, Process};
+
+/// What a node is to be, and how it is registered.
+pub(crate) struct NodeSpec {
+    runtime: Kind,
+    labels: Vec<String>,
+    kubelet: Map<String, Value>,
+    image_disk: Option<u64>,
+}
+
+impl NodeSpec {
+    /// A node with this containerd; `Parallel` is no other than `Current` here.
+    pub(crate) fn new(runtime: Kind) -> Self {
+        Self {
+            runtime,
+            labels: Vec::new(),
+            kubelet: Map::new(),
+            image_disk: None,
+        }
+    }
+
+    /// One more label, from the first moment on.
+    pub(crate) fn label(mut self, name: &str, value: &str) -> Self {
+        self.labels.push(format!("{name}={value}"));
+        self
+    }
+
+    /// A key of the kubelet's configuration: `registerWithTaints`, `imageGCHighThresholdPercent`, …
+    pub(crate) fn kubelet(mut self, key: &str, value: Value) -> Self {
+        self.kubelet.insert(key.to_owned(), value);
+        self
+    }
+
+    /// A volume of so many bytes for all that containerd stores.
+    pub(crate) fn image_disk(mut self, bytes: u64) -> Self {
+        self.image_disk = Some(bytes);
+        self
+    }
+}
+
+/// A node of a cluster; it keeps its disks when its power is cut.
+pub(crate) struct Node {
+    running: Option<Running>,
+    runtime: Kind,
+    number: usize,
+    name: String,
+    labels: String,
+    kubeconfig: PathBuf,
+    ca: PathBuf,
+    fabric: Namespaces,
+    cgroups: String,
+    folder: PathBuf,
+    images: PathBuf,
+    _image_disk: Option<Volume>,
+}
+
+/// What ends with a power cut. Dropped in this order: the machine takes every process with it, and only groups without
+/// processes can be removed.
+struct Running {
+    machine: Machine,
+    containerd: Process,
+    _kubelet: Process,
+    _proxy: Process,
+    _cgroups: Cgroups,
+}
+
+impl Node {
+    /// Boots a new node; `Cluster` waits until Kubernetes takes it for one.
+    pub(super) async fn start(plane: &ControlPlane, number: usize, spec: NodeSpec) -> Self {
+        let name = format!("node{number}");
+        let folder = plane.folder().join(&name);
+        for inside in ["lib", "log", "etc/containerd/certs.d", "etc/containerd/cni"] {
+            std::fs::create_dir_all(folder.join(inside)).unwrap();
+        }
+        let image_disk = match spec.image_disk {
+            Some(bytes) => Some(Volume::mount(bytes).await),
+            None => None,
+        };
+        let images = match &image_disk {
+            Some(volume) => volume.path().to_owned(),
+            None => folder.join("lib/containerd"),
+        };
+        let cgroups = cgroups::name(plane.folder(), &name);
+        let etc = Etc {
+            number,
+            folder: folder.join("etc"),
+            pki: plane.pki(),
+        };
+        etc.write_containerd(spec.runtime, &images);
+        etc.write_kubelet(&name, &cgroups, &spec.kubelet);
+        etc.write_kube_proxy(&plane.server());
+        let identity = format!("system:node:{name}");
+        let identity = Subject {
+            user: &identity,
+            group: "system:nodes",
+        };
+        let mut node = Self {
+            running: None,
+            runtime: spec.runtime,
+            labels: spec.labels.join(","),
+            kubeconfig: plane.pki().kubeconfig(&name, identity, &plane.server()),
+            ca: plane.pki().file("ca.pem"),
+            number,
+            name,
+            fabric: plane.namespaces(),
+            cgroups,
+            folder,
+            images,
+            _image_disk: image_disk,
+        };
+        node.power_on().await;
+        node
+    }
+
+    /// Its name in Kubernetes.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// containerd's socket; in the node it is also `/run/containerd/containerd.sock`.
+    pub(crate) fn cri_socket(&self) -> PathBuf {
+        self.folder.join("run/containerd/containerd.sock")
+    }
+
+    /// The folder with the runtime's mirror settings, empty at first; in the node also `/etc/containerd/certs.d`.
+    pub(crate) fn certs_d(&self) -> PathBuf {
+        self.folder.join("etc/containerd/certs.d")
+    }
+
+    /// The folder with all that containerd stores.
+    pub(crate) fn images(&self) -> &Path {
+        &self.images
+    }
+
+    /// The command, to be run on this node: with its address, its `/run`, `/var/lib` and `/etc/hosts`, killed with the
+    /// node or the test. It runs behind `nsenter`: ask it to end by `Process::signal_child`.
+    pub(crate) fn enter(&self, command: &Command) -> Command {
+        self.powered().machine.namespaces().enter(command)
+    }
+
+    /// Starts a program on it; its log is `<name>.log` in the node's folder.
+    pub(crate) fn spawn(&self, name: &str, command: &Command) -> Process {
+        self.spawn_on(&self.powered().machine, name, command)
+    }
+
+    /// Asks its containerd as the kubelet does.
+    pub(crate) async fn crictl(&self, arguments: &[&str]) -> Result<String, String> {
+        let socket = format!("unix://{}", self.cri_socket().display());
+        let mut command = harness::command(harness::tool("CORAL_REAL_CRICTL"));
+        command
+            .args(["--runtime-endpoint", &socket, "--image-endpoint", &socket])
+            .args(["--timeout", "120s"])
+            .args(arguments);
+        harness::run(command).await.result()
+    }
+
+    /// Cuts its power: every process on it dies at once, and its address falls silent.
+    pub(crate) fn power_off(&mut self) {
+        self.running = None;
+    }
+
+    /// Boots it, with the disks it had. What stood in `/run` is gone.
+    pub(crate) async fn power_on(&mut self) {
+        let run = self.folder.join("run");
+        let _ = std::fs::remove_dir_all(&run);
+        std::fs::create_dir(&run).unwrap();
+        let cgroups = Cgroups::create(&self.cgroups);
+        let machine = Machine::start(self.fabric, self.number, &self.folder).await;
+        let containerd = self.start_containerd(&machine).await;
+        self.running = Some(Running {
+            _kubelet: self.spawn_on(&machine, "kubelet", &self.kubelet()),
+            _proxy: self.spawn_on(&machine, "kube-proxy", &self.kube_proxy()),
+            containerd,
+            machine,
+            _cgroups: cgroups,
+        });
+    }
+
+    /// Restarts its containerd as a service manager does; containers go on.
+    pub(crate) async fn restart_containerd(&mut self) {
+        let mut running = self.running.take().expect("a node with power");
+        running.containerd.signal_child(Signal::TERM);
+        running.containerd.ended(Duration::from_mins(1)).await;
+        running.containerd = self.start_containerd(&running.machine).await;
+        self.running = Some(running);
+    }
+
+    async fn start_containerd(&self, machine: &Machine) -> Process {
+        let mut command = Command::new(self.runtime.program());
+        command
+            .arg("--config")
+            .arg(self.folder.join("etc/containerd/config.toml"))
+            .env("SSL_CERT_FILE", &self.ca);
+        let containerd = self.spawn_on(machine, "containerd", &command);
+        let socket = self.cri_socket();
+        containerd
+            .ready(async || UnixStream::connect(&socket).await.is_ok())
+            .await
+    }
+
+    fn kubelet(&self) -> Command {
+        let mut command = Command::new(kubernetes("kubelet"));
+        command
+            .arg("--config")
+            .arg(self.folder.join("etc/kubelet.json"))
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["--hostname-override", &self.name])
+            .args(["--node-ip", &etc::address(self.number)])
+            .args(["--node-labels", &self.labels]);
+        command
+    }
+
+    fn kube_proxy(&self) -> Command {
+        let mut command = Command::new(kubernetes("kube-proxy"));
+        command
+            .arg("--config")
+            .arg(self.folder.join("etc/kube-proxy.json"))
+            .args(["--hostname-override", &self.name]);
+        command
+    }
+
+    fn spawn_on(&self, machine: &Machine, name: &str, command: &Command) -> Process {
+        let log = self.folder.join(format!("{name}.log"));
+        let shown = format!("{name} on {}", self.name);
+        Process::spawn(&shown, machine.namespaces().enter(command), &log)
+    }
+
+    fn powered(&self) -> &Running {
+        self.running.as_ref().expect("a node with power")
+    }
+}
