@@ -1,1 +1,3 @@
 //! Keeps the images that a node's `NodeCache` names on that node.
+
+pub mod cri;
