@@ -2,5 +2,8 @@
 
 pub mod cri;
 pub mod disk;
+pub mod execute;
+pub mod plan;
 pub mod presence;
+pub mod purge;
 pub mod record;

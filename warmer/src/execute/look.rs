@@ -1,0 +1,106 @@
+//! What is asked in every round: the file system, and the runtime when it is time.
+
+use std::collections::BTreeSet;
+
+use coral_schema::crd::NodeCacheSpec;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Executor, LOOK_AGAIN, SHORTEST_INTERVAL, random};
+use crate::disk::Space;
+use crate::presence::{look, next_look};
+
+impl Executor {
+    /// Looks at everything when it is time, else only at what is new.
+    pub(super) async fn look(&mut self, spec: &NodeCacheSpec) {
+        let now = Instant::now();
+        let full = now >= self.look_at;
+        let spellings = self.to_look_at(spec, full);
+        if spellings.is_empty() && !full {
+            return;
+        }
+        match look(self.runtime.as_ref(), &spellings).await {
+            Ok(found) => {
+                self.runtime_error = None;
+                self.absorb_look(spec, found, full, Timestamp::now());
+                self.spread_starts(spec);
+                if full {
+                    self.look_at =
+                        now + next_look(spec.look_interval.0.max(SHORTEST_INTERVAL), random());
+                    if let Ok(bytes) = self.runtime.image_bytes().await {
+                        self.image_bytes = bytes;
+                    }
+                }
+            }
+            Err(error) => {
+                if self.runtime_error.is_none() {
+                    tracing::warn!(%error, "the runtime does not say what it holds");
+                }
+                self.runtime_error = Some(error);
+                self.look_at = now + LOOK_AGAIN;
+            }
+        }
+    }
+
+    /// While the runtime fails, only the regular looks ask it.
+    fn to_look_at(&self, spec: &NodeCacheSpec, full: bool) -> Vec<String> {
+        let wished = spec.images.iter().map(|image| &image.reference);
+        if !full {
+            let new = wished.filter(|name| !self.found.contains_key(*name));
+            return match self.runtime_error {
+                None => new.cloned().collect(),
+                Some(_) => Vec::new(),
+            };
+        }
+        let purged = spec.purge.iter().map(|wish| &wish.reference);
+        let all: BTreeSet<&String> = wished
+            .chain(purged)
+            .chain(self.record.images.keys())
+            .collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// Gives each image that is not there a time of its own to start.
+    fn spread_starts(&mut self, spec: &NodeCacheSpec) {
+        let now = Timestamp::now();
+        for image in &spec.images {
+            let absent = self
+                .found
+                .get(&image.reference)
+                .is_some_and(Option::is_none);
+            if absent && !self.not_before.contains_key(&image.reference) {
+                let share = f64::from(u32::try_from(random() % 1000).unwrap_or(0)) / 1000.0;
+                let start = now + self.config.start_spread.mul_f64(share);
+                self.not_before.insert(image.reference.clone(), start);
+            }
+        }
+    }
+
+    pub(super) async fn measure(&mut self) {
+        let (measure, path) = (self.config.measure, self.config.imagefs.clone());
+        let space = tokio::task::spawn_blocking(move || measure(&path)).await;
+        self.space = match space {
+            Ok(Ok(space)) => {
+                self.learn(space);
+                Some(space.with_images(self.image_bytes))
+            }
+            Ok(Err(error)) => {
+                if self.space.is_some() {
+                    tracing::warn!(%error, "the image file system cannot be measured");
+                }
+                None
+            }
+            Err(_) => None,
+        };
+    }
+
+    /// A pull that ran alone has just ended: how much fuller did it make the disk?
+    fn learn(&mut self, now: Space) {
+        if let Some(lesson) = self.lesson.take() {
+            let grown = now.used.saturating_sub(lesson.before);
+            self.record
+                .ratios
+                .learn(&lesson.spelling, lesson.compressed, grown);
+        }
+    }
+}
