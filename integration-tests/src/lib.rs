@@ -5,6 +5,7 @@ pub mod ask;
 pub mod cache;
 pub mod chaos;
 pub mod client;
+pub mod cri;
 pub mod images;
 pub mod program;
 pub mod pull;

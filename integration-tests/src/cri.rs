@@ -1,0 +1,281 @@
+//! A scripted container runtime: the real protocol over a Unix socket, and images that are only names.
+//!
+//! It names images as containerd does: a pull adds the written-out name with its tag and the one with its digest, and
+//! removing an image removes every name of it. What it was asked is in a log that tests can wait for.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use coral_schema::oci::{Digest, ImageReference, ManifestRef};
+use coral_schema::process::tasks::Tasks;
+use coral_warmer::cri::generated::image_service_server::ImageServiceServer;
+use coral_warmer::cri::generated::runtime_service_server::RuntimeServiceServer;
+use coral_warmer::cri::generated::{AuthConfig, Container, Image};
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, watch};
+use tonic::transport::Server;
+use tonic::{Code, Status};
+
+mod service;
+
+/// No test waits longer for a call.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A runtime on a socket in a folder of its own. Ends with this value.
+#[derive(Debug)]
+pub struct Cri {
+    folder: tempfile::TempDir,
+    world: Arc<World>,
+    serving: Option<Tasks>,
+}
+
+/// What a pull does.
+#[derive(Debug, Clone)]
+pub enum Pull {
+    /// Brings an image with this identifier.
+    Brings(String),
+    /// Fails with a code and a message.
+    Fails(Code, String),
+    /// Stays until [`Cri::release`], then brings the image.
+    Stays,
+}
+
+/// Everything that the services share.
+#[derive(Debug)]
+struct World {
+    state: Mutex<State>,
+    released: Notify,
+    log: watch::Sender<Vec<String>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By identifier.
+    images: BTreeMap<String, Image>,
+    containers: Vec<Container>,
+    /// By the spelling that is pulled.
+    pulls: BTreeMap<String, Pull>,
+    logins: Vec<Option<AuthConfig>>,
+    silent: bool,
+}
+
+impl Cri {
+    /// With no images, and pulls that succeed.
+    pub fn start() -> Self {
+        let mut cri = Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            world: Arc::new(World {
+                state: Mutex::default(),
+                released: Notify::new(),
+                log: watch::channel(Vec::new()).0,
+            }),
+            serving: None,
+        };
+        cri.listen();
+        cri
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("cri.sock")
+    }
+
+    /// Serves on a new socket under the same path; images and containers are as they were.
+    pub fn listen(&mut self) {
+        let listener = bind(&self.socket()).expect("the socket can be bound");
+        let tasks = Tasks::new();
+        let stopping = tasks.stopping();
+        let world = Arc::clone(&self.world);
+        let incoming = futures::stream::unfold(listener, |listener| async {
+            let accepted = listener.accept().await.map(|(stream, _)| stream);
+            Some((accepted, listener))
+        });
+        tasks.spawn("cri", async move {
+            Server::builder()
+                .add_service(ImageServiceServer::from_arc(Arc::clone(&world)))
+                .add_service(RuntimeServiceServer::from_arc(world))
+                .serve_with_incoming_shutdown(incoming, stopping.cancelled_owned())
+                .await
+        });
+        self.serving = Some(tasks);
+    }
+
+    /// Nobody listens any more; the socket's file stays and refuses.
+    pub async fn close(&mut self) {
+        if let Some(tasks) = self.serving.take() {
+            assert!(tasks.stop(PATIENCE).await, "a call was still running");
+        }
+    }
+
+    /// Holds an image under names that somebody else pulled. Returns its identifier.
+    pub fn hold(&self, content: &str, names: &[&str]) -> String {
+        let id = identifier(content);
+        let mut state = self.world.state();
+        for name in names {
+            state.bring(name, &id);
+        }
+        id
+    }
+
+    /// The node removes the image with all its names.
+    pub fn evict(&self, name: &str) {
+        let mut state = self.world.state();
+        let id = state.resolve(name).map(|image| image.id.clone());
+        let id = id.expect("an image that is there");
+        state.images.remove(&id);
+    }
+
+    /// Names under which an image is held, written out.
+    pub fn names(&self) -> Vec<String> {
+        let state = self.world.state();
+        let tags = state
+            .images
+            .values()
+            .flat_map(|image| image.repo_tags.clone());
+        tags.collect()
+    }
+
+    /// A container that was started from the image and has exited.
+    pub fn exited_container(&self, image_id: &str) {
+        self.world.state().containers.push(Container {
+            id: format!("container-{image_id}"),
+            image_ref: image_id.to_owned(),
+            state: coral_warmer::cri::generated::ContainerState::ContainerExited.into(),
+            ..Container::default()
+        });
+    }
+
+    /// What pulls of the spelling do from now on.
+    pub fn script(&self, spelling: &str, pull: Pull) {
+        self.world.state().pulls.insert(spelling.to_owned(), pull);
+    }
+
+    /// Pulls that stay go on.
+    pub fn release(&self) {
+        self.world.released.notify_waiters();
+    }
+
+    /// Calls are taken and not answered.
+    pub fn silence(&self, silent: bool) {
+        self.world.state().silent = silent;
+    }
+
+    /// The logins that came with pulls.
+    pub fn logins(&self) -> Vec<Option<AuthConfig>> {
+        self.world.state().logins.clone()
+    }
+
+    /// How often this call was made: `pull nginx:1.27`, `pull-dropped …`, `remove …`, `status …`, `containers`.
+    pub fn count(&self, call: &str) -> usize {
+        count(&self.world.log.borrow(), call)
+    }
+
+    /// Waits until the call was made so often.
+    pub async fn called(&self, call: &str, times: usize) {
+        let mut log = self.world.log.subscribe();
+        let enough = log.wait_for(|log| count(log, call) >= times);
+        tokio::time::timeout(PATIENCE, enough)
+            .await
+            .unwrap_or_else(|_| {
+                panic!(
+                    "{call} was not called {times} times: {:?}",
+                    self.world.log.borrow()
+                )
+            })
+            .expect("the log lives as long as this");
+    }
+}
+
+fn count(log: &[String], call: &str) -> usize {
+    log.iter().filter(|entry| *entry == call).count()
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
+
+/// As a configuration of this content has it.
+fn identifier(content: &str) -> String {
+    Digest::sha256(content.as_bytes()).to_string()
+}
+
+impl World {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics with the lock")
+    }
+
+    fn note(&self, call: String) {
+        self.log.send_modify(|log| log.push(call));
+    }
+
+    /// Does not return while calls are not answered.
+    async fn answering(&self) {
+        while self.state().silent {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl State {
+    /// The name moves to the image. It has no tag when it was spelled with a digest.
+    fn bring(&mut self, spelling: &str, id: &str) {
+        let reference: ImageReference = spelling.parse().expect("an image reference");
+        let name = format!("{}/{}", reference.host, reference.repository);
+        let tag = match reference.manifest_ref() {
+            ManifestRef::Tag(tag) => Some(format!("{name}:{tag}")),
+            ManifestRef::Digest(_) => None,
+        };
+        let digest = reference.digest.map_or_else(
+            || Digest::sha256(id.as_bytes()).to_string(),
+            |digest| digest.to_string(),
+        );
+        if let Some(tag) = &tag {
+            for image in self.images.values_mut() {
+                image.repo_tags.retain(|known| known != tag);
+            }
+        }
+        let image = self.images.entry(id.to_owned()).or_insert_with(|| Image {
+            id: id.to_owned(),
+            size: 1,
+            ..Image::default()
+        });
+        image.repo_tags.extend(tag);
+        let digest = format!("{name}@{digest}");
+        if !image.repo_digests.contains(&digest) {
+            image.repo_digests.push(digest);
+        }
+    }
+
+    /// By name, or by the beginning of the identifier.
+    fn resolve(&self, spelling: &str) -> Option<&Image> {
+        let wanted = spelling.parse::<ImageReference>().ok().map(|reference| {
+            let name = format!("{}/{}", reference.host, reference.repository);
+            match reference.manifest_ref() {
+                ManifestRef::Tag(tag) => format!("{name}:{tag}"),
+                ManifestRef::Digest(digest) => format!("{name}@{digest}"),
+            }
+        });
+        let named = |image: &&Image| {
+            let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+            names.any(|name| Some(name) == wanted.as_ref())
+        };
+        let begins = |image: &&Image| {
+            let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
+            image.id == spelling || id.starts_with(spelling)
+        };
+        let images = || self.images.values();
+        images().find(named).or_else(|| images().find(begins))
+    }
+}
+
+/// What a scripted failure answers.
+fn failure(code: Code, message: &str) -> Status {
+    Status::new(code, message)
+}

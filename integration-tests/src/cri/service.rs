@@ -1,0 +1,138 @@
+//! The calls of the protocol.
+
+use coral_warmer::cri::generated::image_service_server::ImageService;
+use coral_warmer::cri::generated::runtime_service_server::RuntimeService;
+use coral_warmer::cri::generated::{
+    FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec, ImageStatusRequest,
+    ImageStatusResponse, ListContainersRequest, ListContainersResponse, PullImageRequest,
+    PullImageResponse, RemoveImageRequest, RemoveImageResponse, UInt64Value, VersionRequest,
+    VersionResponse,
+};
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Pull, World, failure, identifier};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[async_trait]
+impl RuntimeService for World {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        self.answering().await;
+        Ok(Response::new(VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: "containerd".to_owned(),
+            runtime_version: "v2.4.2".to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        self.note("containers".to_owned());
+        self.answering().await;
+        if request.into_inner().filter.is_some() {
+            return Err(Status::unimplemented(
+                "a filter would hide exited containers",
+            ));
+        }
+        let containers = self.state().containers.clone();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+}
+
+#[async_trait]
+impl ImageService for World {
+    async fn image_status(
+        &self,
+        request: Request<ImageStatusRequest>,
+    ) -> Answer<ImageStatusResponse> {
+        let spelling = spelled(request.into_inner().image);
+        self.note(format!("status {spelling}"));
+        self.answering().await;
+        let image = self.state().resolve(&spelling).cloned();
+        Ok(Response::new(ImageStatusResponse {
+            image,
+            ..ImageStatusResponse::default()
+        }))
+    }
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
+        let PullImageRequest { image, auth, .. } = request.into_inner();
+        let spelling = spelled(image);
+        let script = self.state().pulls.get(&spelling).cloned();
+        self.state().logins.push(auth);
+        let released = self.released.notified();
+        self.note(format!("pull {spelling}"));
+        let dropped = Dropped {
+            world: self,
+            spelling: Some(&spelling),
+        };
+        let id = match script {
+            Some(Pull::Fails(code, message)) => {
+                dropped.not();
+                return Err(failure(code, &message));
+            }
+            Some(Pull::Brings(content)) => identifier(&content),
+            Some(Pull::Stays) => {
+                released.await;
+                identifier(&spelling)
+            }
+            None => identifier(&spelling),
+        };
+        dropped.not();
+        self.state().bring(&spelling, &id);
+        Ok(Response::new(PullImageResponse { image_ref: id }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Answer<RemoveImageResponse> {
+        let spelling = spelled(request.into_inner().image);
+        self.note(format!("remove {spelling}"));
+        self.answering().await;
+        let mut state = self.state();
+        if let Some(id) = state.resolve(&spelling).map(|image| image.id.clone()) {
+            state.images.remove(&id);
+        }
+        Ok(Response::new(RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
+        self.answering().await;
+        let bytes = self.state().images.values().map(|image| image.size).sum();
+        Ok(Response::new(ImageFsInfoResponse {
+            image_filesystems: vec![FilesystemUsage {
+                used_bytes: Some(UInt64Value { value: bytes }),
+                ..FilesystemUsage::default()
+            }],
+            ..ImageFsInfoResponse::default()
+        }))
+    }
+}
+
+fn spelled(image: Option<ImageSpec>) -> String {
+    image.unwrap_or_default().image
+}
+
+/// Notes a pull whose caller went away.
+struct Dropped<'a> {
+    world: &'a World,
+    spelling: Option<&'a str>,
+}
+
+impl Dropped<'_> {
+    fn not(mut self) {
+        self.spelling = None;
+    }
+}
+
+impl Drop for Dropped<'_> {
+    fn drop(&mut self) {
+        if let Some(spelling) = self.spelling {
+            self.world.note(format!("pull-dropped {spelling}"));
+        }
+    }
+}
