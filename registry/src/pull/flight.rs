@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coral_schema::process::tasks::Tasks;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use tokio::sync::oneshot;
 
 /// Questions under way, by key.
 pub struct Flights<K, V> {
@@ -58,14 +59,18 @@ where
             key: key.clone(),
             running: Arc::clone(&self.running),
         };
+        let (sender, receiver) = oneshot::channel();
+        let flight = receiver.map(Result::ok).boxed().shared();
+        running.insert(key.clone(), flight.clone());
+        drop(running);
         let question = ask();
-        let task = self.tasks.spawn(self.name, async move {
+        // Without the lock: a runtime that is being shut down drops the task at once, and it takes itself off the list.
+        self.tasks.spawn(self.name, async move {
             let answer = question.await;
             drop(landing);
-            answer
+            // Nobody may be left to be told.
+            let _ = sender.send(answer);
         });
-        let flight = task.map(Result::ok).boxed().shared();
-        running.insert(key.clone(), flight.clone());
         Boarded {
             answer: flight,
             leads: true,
@@ -110,6 +115,38 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::Notify;
+
+    struct AskOnDrop(Box<dyn FnMut() + Send>);
+
+    impl Drop for AskOnDrop {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    /// A task that cannot start any more ends while it is being spawned.
+    #[test]
+    fn a_question_at_the_end_of_the_runtime_is_dropped_and_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let flights = Arc::new(Flights::<u8, usize>::new("test", Tasks::new()));
+        let asker = Arc::clone(&flights);
+        let (done, ended) = std::sync::mpsc::channel();
+        let last = AskOnDrop(Box::new(move || {
+            let boarded = asker.join(&1, std::future::pending);
+            done.send(boarded.answer.now_or_never()).unwrap();
+        }));
+        runtime.spawn(async move {
+            let _last = last;
+            std::future::pending::<()>().await;
+        });
+        runtime.block_on(tokio::task::yield_now());
+        std::thread::spawn(move || drop(runtime));
+        let answer = ended.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(answer, Ok(Some(None)), "the end of the runtime hangs");
+        assert!(lock(&flights.running).is_empty());
+    }
 
     #[tokio::test]
     async fn many_ask_once_and_the_next_round_asks_again() {

@@ -108,6 +108,8 @@ fn join(shared: &Arc<Shared>, wanted: &Wanted) -> Arc<Piece> {
         progress,
     });
     pieces.insert(key, Arc::clone(&piece));
+    // A runtime that is being shut down drops the task while it is spawned, and its end takes the lock.
+    drop(pieces);
     let (owner, leaving) = (
         Arc::clone(shared),
         Leaving {
