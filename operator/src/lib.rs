@@ -1,1 +1,5 @@
 //! Turns `ImageCache` resources into what each node should hold, and tells how it went.
+
+pub mod image_cache;
+pub mod labels;
+pub mod node_cache;

@@ -1,0 +1,22 @@
+//! One `ImageCache`, from what a user wrote to what nodes and the cache are asked for.
+//!
+//! The steps are pure: the clock, the nodes and the cache's answers are arguments.
+//!
+//! | Step | Signature |
+//! |---|---|
+//! | dereference | [`dereference::NodeFacts::new`]`(&Node, Option<Arc<NodeCache>>, before, uptime)`, [`dereference::Surroundings`] |
+//! | validate | [`validate::validate`]`(&ImageCache) -> Result<ValidatedImageCache, Invalid>` |
+//! | refresh | [`refresh::due`]`(&ValidatedImageCache, Option<&ImageCacheStatus>, default_interval, now) -> Due` |
+//! | assign | [`assign::assign`]`(&ValidatedImageCache, &Surroundings, &Slots) -> Assignment` |
+//! | build | [`build::build`]`(&ValidatedImageCache, &Assignment, &Surroundings, &Due) -> Resources<Prepared>` |
+//! | apply | writes it, and calls [`resources::Resources::applied`] |
+//! | status | [`status::status`]`(&Outcome) -> ImageCacheStatus`, with the `Resources<Applied>` in it |
+//!
+//! Beside them: [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
+//! for on each node.
+
+pub mod dereference;
+pub mod resources;
+pub mod served;
+pub mod target;
+pub mod validate;

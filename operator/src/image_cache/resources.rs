@@ -1,0 +1,75 @@
+//! What one `ImageCache` asks nodes and the cache for, before and after it was asked.
+//!
+//! Only [`build`](super::build) makes the prepared form and only `apply` the applied one, so a status never speaks of what
+//! was not asked for yet. Whoever takes the bundle apart does so without `..`: a new field stops the build there.
+
+use std::marker::PhantomData;
+
+use coral_schema::admin::PrefetchRequest;
+use jiff::Timestamp;
+
+use crate::node_cache::wishes::ObjectWishes;
+
+/// Not asked for yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Prepared;
+
+/// Nodes and the cache were asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Applied;
+
+/// What one object asks for.
+#[derive(Debug)]
+pub struct Resources<S> {
+    /// What nodes shall hold.
+    pub wishes: ObjectWishes,
+    /// What the cache shall hold.
+    pub cache: CacheRequests,
+    /// Which value of annotation `coral.dev/refresh` this answers, once it is applied.
+    pub handles_refresh: Option<String>,
+    /// Has it been asked for?
+    pub state: PhantomData<S>,
+}
+
+/// What the cache shall fetch and keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheRequests {
+    /// One job per list of platforms. Posting one again costs nothing.
+    pub prefetch: Vec<PrefetchRequest>,
+    /// What it shall not evict; without images the source's pins go.
+    pub pins: Pins,
+}
+
+/// What the cache shall not evict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    /// In whose name (`/api/v1/pins/<source>`).
+    pub source: String,
+    /// References as the spec spells them.
+    pub images: Vec<String>,
+    /// Until when; [`Pins::LIFETIME`] from now on. Renew it after half of that.
+    pub expires: Timestamp,
+}
+
+impl Pins {
+    /// An operator that is away for a weekend loses nothing.
+    pub const LIFETIME: jiff::SignedDuration = jiff::SignedDuration::from_hours(72);
+}
+
+impl Resources<Prepared> {
+    /// For `apply`, once nodes and cache were asked.
+    pub fn applied(self) -> Resources<Applied> {
+        let Self {
+            wishes,
+            cache,
+            handles_refresh,
+            state: _,
+        } = self;
+        Resources {
+            wishes,
+            cache,
+            handles_refresh,
+            state: PhantomData,
+        }
+    }
+}
