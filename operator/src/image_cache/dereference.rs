@@ -3,7 +3,7 @@
 //! A node's facts are made once per change of its Node or its `NodeCache`, and shared by all objects: looking at 5000
 //! nodes again means following pointers, not reading objects. Fetching is the driver's part.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use super::served::Registries;
-use crate::node_cache::wishes::{ObjectWishes, Verdict};
+use crate::node_cache::wishes::{NodeVerdicts, ObjectWishes};
 
 /// A Ready node whose warmer answers no spec for so long is silent.
 pub const SILENT_AFTER: Duration = Duration::from_mins(5);
@@ -30,6 +30,8 @@ pub struct Surroundings<'a> {
     pub cache: &'a CacheFacts,
     /// What the object wished last: it may not have reached the `NodeCache`s yet.
     pub previous: Option<&'a ObjectWishes>,
+    /// What nodes' lists said to it.
+    pub verdicts: Option<&'a NodeVerdicts>,
     /// Wall clock.
     pub now: Timestamp,
     /// How long this process runs; the scale of [`NodeFacts::unanswered_since`]. Never steps.
@@ -60,6 +62,8 @@ pub struct NodeFacts {
     pub paused: bool,
     /// [`Surroundings::uptime`] when its current spec was first seen without an answer.
     pub unanswered_since: Option<Duration>,
+    /// Sets that it holds something for, as they stand in `owners[]` (L20: whose status its report may change).
+    pub owners: BTreeSet<String>,
     cache: Option<Arc<NodeCache>>,
     wished: Vec<u16>,
     reported: Vec<u16>,
@@ -95,6 +99,11 @@ impl NodeFacts {
             wished: sorted(cache.iter().flat_map(|cache| &cache.spec.images), |image| {
                 &image.reference
             }),
+            owners: cache
+                .iter()
+                .flat_map(|cache| &cache.spec.images)
+                .flat_map(|image| image.owners.iter().cloned())
+                .collect(),
             reported: Vec::new(),
             cache,
         };
@@ -222,6 +231,3 @@ pub struct CacheFacts {
     /// Progress of this object's images, by the spelling of the spec. Kept while the cache is away.
     pub images: HashMap<String, PrefetchImage>,
 }
-
-/// What nodes' lists say to this object, as [`Wishes::verdicts`](crate::node_cache::wishes::Wishes::verdicts) has it.
-pub type Verdicts<'a> = Vec<(&'a Arc<str>, &'a Verdict)>;

@@ -161,6 +161,10 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         .enumerate()
         .map(|(index, set)| images.set(index, set, &mut mistakes))
         .collect();
+    if spec.sets.len() > MOST_SETS {
+        let message = format!("has {} sets; at most {MOST_SETS}", spec.sets.len());
+        mistakes.add("spec.sets", message);
+    }
     if images.listed > MOST_IMAGES {
         let message = format!("list {} images; at most {MOST_IMAGES}", images.listed);
         mistakes.add("spec.sets", message);
@@ -263,6 +267,9 @@ fn concurrency(spec: &ImageCacheSpec, mistakes: &mut Mistakes) -> Concurrency {
         DEFAULT_CONCURRENCY
     })
 }
+
+/// One bit each in [`NodeWish::sets`](crate::node_cache::wishes::NodeWish::sets).
+const MOST_SETS: usize = 16;
 
 const DEFAULT_CONCURRENCY: Concurrency = Concurrency::Percent(10);
 

@@ -114,8 +114,8 @@ pub struct ImageWish {
 pub struct NodeWish {
     /// Index in [`ObjectWishes::images`].
     pub image: usize,
-    /// Index in [`ObjectWishes::sets`].
-    pub set: usize,
+    /// For which sets: one bit per index in [`ObjectWishes::sets`].
+    pub sets: u16,
     /// Where it may be pulled from.
     pub policy: NodeRegistryPolicy,
     /// Raised: pull again although present.
@@ -151,8 +151,12 @@ enum State {
 pub struct Wishes {
     objects: HashMap<ObjectKey, State>,
     by_node: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
-    verdicts: HashMap<ObjectKey, BTreeMap<Arc<str>, Vec<Verdict>>>,
+    verdicts: HashMap<ObjectKey, NodeVerdicts>,
+    judged: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
+
+/// What nodes' lists say to one object, by node.
+pub type NodeVerdicts = BTreeMap<Arc<str>, Vec<Verdict>>;
 
 impl Wishes {
     /// Takes the place of what the object wished before. Answers which nodes' specs may be different now.
@@ -242,32 +246,37 @@ impl Wishes {
     }
 
     /// What a merge said to its owners, in place of what it said before. Answers whose status may be different now.
-    pub fn record(&mut self, node: &str, said: &[(ObjectKey, Verdict)]) -> Vec<ObjectKey> {
+    pub fn record(&mut self, node: &Arc<str>, said: Vec<(ObjectKey, Verdict)>) -> Vec<ObjectKey> {
         let mut now: BTreeMap<ObjectKey, Vec<Verdict>> = BTreeMap::new();
         for (key, verdict) in said {
-            now.entry(key.clone()).or_default().push(verdict.clone());
+            now.entry(key).or_default().push(verdict);
         }
-        let mut changed = Vec::new();
-        self.verdicts.retain(|key, nodes| {
-            if !now.contains_key(key) && nodes.remove(node).is_some() {
-                changed.push(key.clone());
+        let judged: BTreeSet<ObjectKey> = now.keys().cloned().collect();
+        let before = if judged.is_empty() {
+            self.judged.remove(node)
+        } else {
+            self.judged.insert(Arc::clone(node), judged)
+        };
+        let mut changed: Vec<ObjectKey> = before.into_iter().flatten().collect();
+        changed.retain(|key| !now.contains_key(key));
+        for key in &changed {
+            if let Some(nodes) = self.verdicts.get_mut(key) {
+                nodes.remove(node);
             }
-            !nodes.is_empty()
-        });
+        }
         for (key, verdicts) in now {
             let nodes = self.verdicts.entry(key.clone()).or_default();
             if nodes.get(node) != Some(&verdicts) {
-                nodes.insert(node.into(), verdicts);
+                nodes.insert(Arc::clone(node), verdicts);
                 changed.push(key);
             }
         }
         changed
     }
 
-    /// What nodes' lists say to this object, by node.
-    pub fn verdicts(&self, key: &ObjectKey) -> impl Iterator<Item = (&Arc<str>, &Verdict)> {
-        let nodes = self.verdicts.get(key).into_iter().flatten();
-        nodes.flat_map(|(node, verdicts)| verdicts.iter().map(move |verdict| (node, verdict)))
+    /// What nodes' lists say to this object.
+    pub fn verdicts(&self, key: &ObjectKey) -> Option<&NodeVerdicts> {
+        self.verdicts.get(key)
     }
 }
 

@@ -1,0 +1,130 @@
+//! Where a granted image stands on a node, and whether it takes a slot there.
+
+use std::time::Duration;
+
+use coral_schema::crd::Reason;
+use coral_schema::crd::node_cache::{ImageState, NodeImageStatus};
+use jiff::Timestamp;
+
+use super::{Grant, Wait};
+use crate::image_cache::dereference::{NodeFacts, Surroundings};
+use crate::node_cache::wishes::NodeWish;
+
+/// Where an image stands on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The node was not told of it.
+    NotGranted(Wait),
+    /// The node was told; its turn has yet to come there.
+    Waiting(Claim),
+    /// The runtime pulls it.
+    Pulling(Claim),
+    /// Held.
+    Ready,
+    /// The last pull failed, or the node removed it again and again.
+    Failed,
+    /// The node's list is full.
+    LeftOut,
+}
+
+/// What an image that is not held counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The first try: it takes one of the object's slots.
+    Slot,
+    /// A repair, or another try: it takes none.
+    Again,
+    /// The node is not able to: it takes none, and nobody waits for it.
+    Stuck,
+}
+
+impl Progress {
+    /// Does it take one of the object's slots?
+    pub fn takes_slot(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting(Claim::Slot) | Self::Pulling(Claim::Slot)
+        )
+    }
+
+    /// May it be held soon, without anybody's doing?
+    pub fn is_under_way(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting(Claim::Slot | Claim::Again) | Self::Pulling(Claim::Slot | Claim::Again)
+        )
+    }
+}
+
+/// A node that says nothing new about a grant for so long gives its slot back.
+pub const SILENT_SLOT: Duration = Duration::from_mins(10);
+
+/// What the node was told, and where it stands. `before` is what the object last wished there: a grant that may not have
+/// reached the `NodeCache` yet.
+pub(super) fn look(
+    node: &NodeFacts,
+    spelling: &str,
+    before: Option<NodeWish>,
+    around: &Surroundings<'_>,
+) -> (Option<Grant>, Progress) {
+    let stored = node.wished(spelling);
+    let grant = match (before, stored) {
+        (Some(wish), _) => Grant {
+            policy: wish.policy,
+            revision: wish.revision.max(stored.map_or(0, |image| image.revision)),
+        },
+        (None, Some(image)) => Grant {
+            policy: image.registry_policy,
+            revision: image.revision,
+        },
+        (None, None) => return (None, Progress::NotGranted(Wait::Slot)),
+    };
+    let is_current = |report: &&NodeImageStatus| {
+        report.state != ImageState::Ready || report.revision >= grant.revision
+    };
+    let report = stored
+        .and_then(|_| node.reported(spelling))
+        .filter(is_current);
+    let able = node.ready && !node.paused && !node.is_silent(around.uptime);
+    let Some(report) = report else {
+        // An answer that does not speak of it will not speak of it later.
+        let due = stored.is_none() || node.unanswered_since.is_some();
+        let hope = able && due && node.unanswered_for(around.uptime) < SILENT_SLOT;
+        return (Some(grant), Progress::Waiting(claim(hope, true)));
+    };
+    let progress = match report.state {
+        ImageState::Ready => Progress::Ready,
+        ImageState::Failed | ImageState::Evicted => Progress::Failed,
+        ImageState::Pulling => Progress::Pulling(claim(able, is_first_try(report, 1))),
+        ImageState::Waiting | ImageState::Unknown => Progress::Waiting(claim(
+            able && !is_stuck(report, around.now),
+            is_first_try(report, 0),
+        )),
+    };
+    (Some(grant), progress)
+}
+
+fn claim(hope: bool, first_try: bool) -> Claim {
+    match (hope, first_try) {
+        (true, true) => Claim::Slot,
+        (true, false) => Claim::Again,
+        (false, _) => Claim::Stuck,
+    }
+}
+
+/// Later tries and repairs take no slot. `attempts` counts the pull that runs.
+fn is_first_try(report: &NodeImageStatus, attempts: u32) -> bool {
+    report.evictions == 0 && report.attempts <= attempts
+}
+
+/// Waits for something on the node itself, for long. Waiting for the cache keeps the slot: giving it back would widen the
+/// wave until all nodes ask the cache at the moment of its return (L5).
+fn is_stuck(report: &NodeImageStatus, now: Timestamp) -> bool {
+    let on_node = report.state == ImageState::Unknown
+        || !matches!(report.reason, None | Some(Reason::WaitingForCache));
+    let since = report.last_transition.as_ref().map(|time| time.0);
+    on_node
+        && since.is_none_or(|since| {
+            now.duration_since(since).unsigned_abs() >= SILENT_SLOT && now > since
+        })
+}
