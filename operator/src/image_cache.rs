@@ -16,8 +16,13 @@
 //! for on each node.
 
 pub mod assign;
+pub mod build;
 pub mod dereference;
+pub mod finalizer;
+pub mod refresh;
 pub mod resources;
 pub mod served;
+pub mod status;
 pub mod target;
 pub mod validate;
+pub mod waiting;

@@ -2,4 +2,5 @@
 //!
 //! [`wishes::Wishes`] collects who wants what where, [`merge::merge`] makes a node's spec of it.
 
+pub mod merge;
 pub mod wishes;

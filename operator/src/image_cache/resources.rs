@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use coral_schema::admin::PrefetchRequest;
 use jiff::Timestamp;
 
+use super::refresh::Due;
 use crate::node_cache::wishes::ObjectWishes;
 
 /// Not asked for yet.
@@ -25,8 +26,8 @@ pub struct Resources<S> {
     pub wishes: ObjectWishes,
     /// What the cache shall hold.
     pub cache: CacheRequests,
-    /// Which value of annotation `coral.dev/refresh` this answers, once it is applied.
-    pub handles_refresh: Option<String>,
+    /// Why the cache is asked to verify everything, if it is.
+    pub due: Due,
     /// Has it been asked for?
     pub state: PhantomData<S>,
 }
@@ -57,18 +58,19 @@ impl Pins {
 }
 
 impl Resources<Prepared> {
-    /// For `apply`, once nodes and cache were asked.
-    pub fn applied(self) -> Resources<Applied> {
+    /// For `apply`, once nodes and cache were asked. `cache_took` says that the registry took the prefetch: a refresh that
+    /// it did not take is due again.
+    pub fn applied(self, cache_took: bool) -> Resources<Applied> {
         let Self {
             wishes,
             cache,
-            handles_refresh,
+            due,
             state: _,
         } = self;
         Resources {
             wishes,
             cache,
-            handles_refresh,
+            due: if cache_took { due } else { Due::No },
             state: PhantomData,
         }
     }

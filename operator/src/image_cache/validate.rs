@@ -183,7 +183,8 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         deleted: meta.deletion_timestamp.as_ref().map(|time| time.0),
-        refresh_request: annotation(REFRESH_ANNOTATION),
+        refresh_request: annotation(REFRESH_ANNOTATION)
+            .map(|token| token.chars().take(LONGEST_TOKEN).collect()),
         suspend: spec.suspend,
         sets,
         images: images.all,
@@ -267,6 +268,9 @@ fn concurrency(spec: &ImageCacheSpec, mistakes: &mut Mistakes) -> Concurrency {
         DEFAULT_CONCURRENCY
     })
 }
+
+/// Characters that `status.lastHandledRefresh` takes.
+const LONGEST_TOKEN: usize = 1024;
 
 /// One bit each in [`NodeWish::sets`](crate::node_cache::wishes::NodeWish::sets).
 const MOST_SETS: usize = 16;

@@ -138,6 +138,10 @@ reasons! {
     Written: "nothing to do";
     /// The mirror settings were withdrawn.
     Removed: "nothing to do; they return when the cache answers";
+    /// A node holds another digest than the cache.
+    Drifted: "nothing has to be done: nodes keep what they hold; name images by digest to avoid it";
+    /// The object says something that this version cannot evaluate.
+    InvalidSpec: "correct the fields that the message names; until then nodes keep what they hold";
     /// It did not work for a reason of ours.
     Internal: "look at the logs and report it";
 }
@@ -157,6 +161,7 @@ impl Reason {
                 | Self::NodeListFull
                 | Self::ChecksumMismatch
                 | Self::Conflict
+                | Self::InvalidSpec
         )
     }
 }

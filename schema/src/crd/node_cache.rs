@@ -120,6 +120,17 @@ pub struct NodeImage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 400)))]
     pub owners: Vec<String>,
+    /// So many more want it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_owners: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Where a node may pull an image from.

@@ -1,0 +1,196 @@
+//! Pure: an assignment to what nodes and the cache are asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use coral_schema::admin::PrefetchRequest;
+use coral_schema::oci::Platform;
+
+use super::assign::Assignment;
+use super::dereference::{NodeFacts, Surroundings};
+use super::refresh::Due;
+use super::resources::{CacheRequests, Pins, Prepared, Resources};
+use super::validate::{ValidatedImage, ValidatedImageCache};
+use crate::labels::pin_source;
+use crate::node_cache::wishes::{ImageWish, NodeWish, ObjectWishes, SetName};
+
+/// Builds it. An object that is being deleted asks for nothing, and says whether what it had is purged.
+pub fn build(
+    object: &ValidatedImageCache,
+    assignment: &Assignment,
+    around: &Surroundings<'_>,
+    due: Due,
+) -> Resources<Prepared> {
+    Resources {
+        wishes: wishes(object, assignment, around),
+        cache: cache(object, assignment, around, &due),
+        due,
+        state: PhantomData,
+    }
+}
+
+fn wishes(
+    object: &ValidatedImageCache,
+    assignment: &Assignment,
+    around: &Surroundings<'_>,
+) -> ObjectWishes {
+    let granted = |plan: &super::assign::NodePlan| -> Vec<NodeWish> {
+        let pairs = plan.pairs.iter().filter_map(|pair| {
+            let grant = pair.grant?;
+            Some(NodeWish {
+                image: pair.image,
+                sets: pair.sets,
+                policy: grant.policy,
+                revision: grant.revision,
+            })
+        });
+        pairs.collect()
+    };
+    let nodes = assignment
+        .nodes
+        .iter()
+        .map(|plan| (Arc::clone(&plan.node.name), granted(plan)))
+        .filter(|(_, wishes)| !wishes.is_empty());
+    ObjectWishes {
+        object: object.key.clone(),
+        created: object.created,
+        priority: object.priority,
+        purge: object.purge,
+        on_eviction: object.on_eviction,
+        retry: object.retry.clone(),
+        sets: object
+            .sets
+            .iter()
+            .map(|set| SetName {
+                name: set.name.clone(),
+                replicas: set
+                    .nodes
+                    .as_ref()
+                    .is_some_and(|filter| filter.replicas.is_some()),
+            })
+            .collect(),
+        images: object
+            .images
+            .iter()
+            .map(|image| known(image, assignment, around))
+            .collect(),
+        nodes: nodes.collect(),
+    }
+}
+
+/// What is known of an image: by the cache, else from before, so that an operator that starts, or a cache that is away,
+/// does not rewrite the specs of all nodes.
+fn known(image: &ValidatedImage, assignment: &Assignment, around: &Surroundings<'_>) -> ImageWish {
+    let spelling = &image.spelling;
+    let cached = around.cache.images.get(&**spelling);
+    let stored = || {
+        let nodes = assignment.nodes.iter();
+        nodes
+            .filter_map(|plan| plan.node.wished(spelling))
+            .find(|wish| wish.digest.is_some())
+    };
+    let (digest, size_bytes) = match cached.and_then(|progress| progress.digest) {
+        Some(digest) => (
+            Some(digest.to_string()),
+            cached
+                .map(|progress| progress.size_bytes)
+                .filter(|size| *size > 0),
+        ),
+        None => stored().map_or((None, None), |wish| (wish.digest.clone(), wish.size_bytes)),
+    };
+    ImageWish {
+        reference: Arc::clone(spelling),
+        digest,
+        size_bytes,
+    }
+}
+
+fn cache(
+    object: &ValidatedImageCache,
+    assignment: &Assignment,
+    around: &Surroundings<'_>,
+    due: &Due,
+) -> CacheRequests {
+    let pins = |images: Vec<String>| Pins {
+        source: pin_source(&object.key.namespace, &object.key.name),
+        images,
+        expires: around
+            .now
+            .saturating_add(Pins::LIFETIME)
+            .unwrap_or(around.now),
+    };
+    if object.deleted.is_some() {
+        return CacheRequests {
+            prefetch: Vec::new(),
+            pins: pins(Vec::new()),
+        };
+    }
+    let mut by_platforms: BTreeMap<Vec<Platform>, Vec<String>> = BTreeMap::new();
+    for (image, platforms) in object
+        .images
+        .iter()
+        .zip(platforms(object, assignment, around))
+    {
+        by_platforms
+            .entry(platforms.into_iter().collect())
+            .or_default()
+            .push(image.spelling.to_string());
+    }
+    let jobs = by_platforms
+        .into_iter()
+        .map(|(platforms, images)| PrefetchRequest {
+            images,
+            platforms,
+            priority: object.priority,
+            refresh: *due != Due::No,
+        });
+    let all = object.images.iter();
+    CacheRequests {
+        prefetch: jobs.collect(),
+        pins: pins(all.map(|image| image.spelling.to_string()).collect()),
+    }
+}
+
+/// Which platforms the cache holds of each image: what its sets say, else those of their nodes; without nodes those of all
+/// Linux nodes.
+fn platforms(
+    object: &ValidatedImageCache,
+    assignment: &Assignment,
+    around: &Surroundings<'_>,
+) -> Vec<BTreeSet<Platform>> {
+    let mut all = vec![BTreeSet::new(); object.images.len()];
+    let linux = around.nodes.values().filter(|node| node.is_linux());
+    let everywhere: BTreeSet<Platform> = linux.filter_map(|node| platform(node)).collect();
+    let masks: Vec<(u16, Option<Platform>)> = assignment
+        .nodes
+        .iter()
+        .map(|plan| {
+            let sets = plan.pairs.iter().fold(0, |sets, pair| sets | pair.sets);
+            (sets, platform(&plan.node))
+        })
+        .collect();
+    for (index, set) in object.sets.iter().enumerate() {
+        let own: BTreeSet<Platform> = if set.platforms.is_empty() {
+            let nodes = masks.iter().filter(|(sets, _)| sets & (1 << index) != 0);
+            nodes.filter_map(|(_, platform)| platform.clone()).collect()
+        } else {
+            set.platforms.iter().cloned().collect()
+        };
+        let own = if own.is_empty() { &everywhere } else { &own };
+        for image in &set.images {
+            all[*image].extend(own.iter().cloned());
+        }
+    }
+    all
+}
+
+/// Kubelets say their architecture in a label, by Go's name. Any variant matches.
+fn platform(node: &NodeFacts) -> Option<Platform> {
+    let architecture = node.labels.get("kubernetes.io/arch")?;
+    Some(Platform {
+        os: "linux".to_owned(),
+        architecture: architecture.clone(),
+        variant: None,
+    })
+}

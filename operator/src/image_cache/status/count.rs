@@ -1,0 +1,189 @@
+//! Counts: nodes by state, and for each image where it is.
+
+use coral_schema::admin::{PrefetchImage, PrefetchReason, PrefetchState};
+use coral_schema::crd::Reason;
+use coral_schema::crd::image_cache::{Entry, NodeCounts};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Outcome;
+use crate::image_cache::assign::{NodePlan, Progress};
+
+/// Everything that is counted in one walk over nodes and images.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Nodes by state.
+    pub nodes: NodeCounts,
+    /// One per image.
+    pub entries: Vec<Entry>,
+    /// Some nodes that are desired and not ready, by name.
+    pub waiting: Vec<String>,
+    /// Nodes that hold another digest than the cache, by image; with the first of them.
+    pub drift: Vec<(String, u32, String)>,
+}
+
+impl Tally {
+    /// Images that the cache holds.
+    pub fn cached(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.cached).count()
+    }
+}
+
+/// Nodes that a message names.
+const SAMPLES: usize = 3;
+
+pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally {
+    let mut tally = Tally {
+        entries: entries(outcome, last_refresh),
+        ..Tally::default()
+    };
+    let mut drift: Vec<(u32, Option<&str>)> = vec![(0, None); tally.entries.len()];
+    for plan in &outcome.assignment.nodes {
+        if !plan.is_desired() {
+            tally.nodes.skipped += 1;
+            continue;
+        }
+        tally.nodes.desired += 1;
+        for pair in &plan.pairs {
+            let entry = &mut tally.entries[pair.image];
+            match pair.progress {
+                Progress::Ready => {
+                    entry.ready_nodes += 1;
+                    if holds_another(plan, entry) {
+                        let (nodes, first) = &mut drift[pair.image];
+                        *nodes += 1;
+                        first.get_or_insert(&plan.node.name);
+                    }
+                }
+                Progress::Failed | Progress::LeftOut => entry.failed_nodes += 1,
+                Progress::NotGranted(_) | Progress::Waiting(_) | Progress::Pulling(_) => {}
+            }
+        }
+        let counter = match state(plan) {
+            State::Ready => &mut tally.nodes.ready,
+            State::Pulling => &mut tally.nodes.pulling,
+            State::Waiting => &mut tally.nodes.waiting,
+            State::Failed => &mut tally.nodes.failed,
+        };
+        *counter += 1;
+        if state(plan) != State::Ready && tally.waiting.len() < SAMPLES {
+            tally.waiting.push(plan.node.name.to_string());
+        }
+    }
+    let drift = tally.entries.iter().zip(drift);
+    tally.drift = drift
+        .filter_map(|(entry, (nodes, first))| {
+            Some((entry.reference.clone(), nodes, first?.to_owned()))
+        })
+        .collect();
+    tally
+}
+
+/// A desired node, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It holds every image of its sets.
+    Ready,
+    /// A pull runs, and none failed.
+    Pulling,
+    /// Nothing runs, and none failed.
+    Waiting,
+    /// An image failed or was left out, or the warmer is silent.
+    Failed,
+}
+
+/// Where a desired node stands.
+pub fn state(plan: &NodePlan) -> State {
+    let any = |is: fn(Progress) -> bool| plan.pairs.iter().any(|pair| is(pair.progress));
+    if plan.silent || any(|it| matches!(it, Progress::Failed | Progress::LeftOut)) {
+        State::Failed
+    } else if any(|it| matches!(it, Progress::Pulling(_))) {
+        State::Pulling
+    } else if any(|it| it != Progress::Ready) {
+        State::Waiting
+    } else {
+        State::Ready
+    }
+}
+
+/// Does the node hold another digest than the cache under the same name?
+fn holds_another(plan: &NodePlan, entry: &Entry) -> bool {
+    let Some(digest) = &entry.digest else {
+        return false;
+    };
+    plan.node
+        .reported(&entry.reference)
+        .and_then(|report| report.digest.as_ref())
+        .is_some_and(|held| held != digest)
+}
+
+fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {
+    let before = outcome.previous.map_or(&[][..], |status| &status.entries);
+    let images = outcome
+        .object
+        .images
+        .iter()
+        .zip(&outcome.resources.wishes.images);
+    let entries = images.enumerate().map(|(index, (image, known))| {
+        let spelling = &*image.spelling;
+        // Lists are in the order of the spec, so it is nearly always found at its index.
+        let before = before
+            .get(index)
+            .filter(|entry| entry.reference == spelling)
+            .or_else(|| before.iter().find(|entry| entry.reference == spelling));
+        let progress = outcome.around.cache.images.get(spelling);
+        let resolved = progress.is_some_and(|progress| {
+            progress.state == PrefetchState::Done && progress.reason != Some(PrefetchReason::Stale)
+        });
+        Entry {
+            reference: spelling.to_owned(),
+            digest: known.digest.clone(),
+            size_bytes: known.size_bytes,
+            cached: is_cached(progress, before),
+            last_resolved: if resolved {
+                last_refresh.cloned()
+            } else {
+                before.and_then(|entry| entry.last_resolved.clone())
+            },
+            ..Entry::default()
+        }
+    });
+    entries.collect()
+}
+
+/// What was held is held while it is verified again, and while the upstream or the cache is away: no refresh makes an
+/// object unready.
+fn is_cached(progress: Option<&PrefetchImage>, before: Option<&Entry>) -> bool {
+    let was = before.is_some_and(|entry| entry.cached);
+    let Some(progress) = progress else {
+        return was;
+    };
+    let same = progress.digest.is_none_or(|digest| {
+        let before = before.and_then(|entry| entry.digest.as_ref());
+        before.is_some_and(|before| *before == digest.to_string())
+    });
+    match progress.state {
+        PrefetchState::Done => true,
+        PrefetchState::Queued | PrefetchState::Running => was && same,
+        PrefetchState::Failed => was && same && reason(progress).is_some_and(Reason::is_temporary),
+    }
+}
+
+/// Why the cache does not hold an image, in the words of statuses.
+pub(super) fn reason(image: &PrefetchImage) -> Option<Reason> {
+    if image.state != PrefetchState::Failed {
+        return None;
+    }
+    Some(match image.reason {
+        // A job whose image is there, and not for the platforms asked for, says NotFound as well; its digest tells.
+        Some(PrefetchReason::NotFound) if image.digest.is_some() => Reason::PlatformMissing,
+        Some(PrefetchReason::NotFound) => Reason::NotFound,
+        Some(PrefetchReason::Unauthorized) => Reason::Unauthorized,
+        Some(PrefetchReason::RateLimited) => Reason::RateLimited,
+        Some(PrefetchReason::UpstreamUnavailable | PrefetchReason::Stale) => {
+            Reason::UpstreamUnavailable
+        }
+        Some(PrefetchReason::InvalidImage) => Reason::DigestMismatch,
+        Some(PrefetchReason::StorageFull) => Reason::InsufficientStorage,
+        Some(PrefetchReason::Interrupted) | None => Reason::WaitingForCache,
+    })
+}
