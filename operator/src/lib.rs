@@ -3,3 +3,5 @@
 pub mod image_cache;
 pub mod labels;
 pub mod node_cache;
+#[cfg(test)]
+pub(crate) mod test_support;

@@ -55,7 +55,7 @@ pub struct NodePlan {
     pub node: Arc<NodeFacts>,
     /// Its warmer does not answer.
     pub silent: bool,
-    /// One per image.
+    /// One per image, in the order of their spellings.
     pub pairs: Vec<Pair>,
 }
 
@@ -178,10 +178,11 @@ fn plans(
             .or_insert_with(|| images_of(object, *mask));
         let before = previous.at(&node.name);
         let left_out = left_out(around, &node.name);
+        let mut walk = node.walk();
         let pairs = images.iter().map(|&(image, sets)| {
             let spelling = &*object.images[image].spelling;
             let wish = before.as_ref().and_then(|before| before[image]);
-            let (grant, progress) = progress::look(node, spelling, wish, around);
+            let (grant, progress) = progress::look(node, walk.find(spelling), wish, around);
             Pair {
                 image,
                 sets,
@@ -202,7 +203,7 @@ fn plans(
     plans.collect()
 }
 
-/// The images of some sets, each once, with those of the sets that list it.
+/// The images of some sets, each once, with those of the sets that list it; in the order of their spellings.
 fn images_of(object: &ValidatedImageCache, mask: u16) -> Vec<(usize, u16)> {
     let mut images: BTreeMap<usize, u16> = BTreeMap::new();
     for (index, set) in object.sets.iter().enumerate() {
@@ -213,7 +214,9 @@ fn images_of(object: &ValidatedImageCache, mask: u16) -> Vec<(usize, u16)> {
             }
         }
     }
-    images.into_iter().collect()
+    let mut images: Vec<(usize, u16)> = images.into_iter().collect();
+    images.sort_unstable_by_key(|(image, _)| &object.images[*image].spelling);
+    images
 }
 
 fn left_out<'a>(around: &Surroundings<'a>, node: &str) -> Vec<&'a str> {
@@ -265,3 +268,6 @@ impl<'a> Previous<'a> {
         Some(all)
     }
 }
+
+#[cfg(test)]
+mod tests;

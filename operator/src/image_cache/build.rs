@@ -1,6 +1,6 @@
 //! Pure: an assignment to what nodes and the cache are asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::assign::Assignment;
 use super::dereference::{NodeFacts, Surroundings};
 use super::refresh::Due;
 use super::resources::{CacheRequests, Pins, Prepared, Resources};
-use super::validate::{ValidatedImage, ValidatedImageCache};
+use super::validate::ValidatedImageCache;
 use crate::labels::pin_source;
 use crate::node_cache::wishes::{ImageWish, NodeWish, ObjectWishes, SetName};
 
@@ -70,39 +70,66 @@ fn wishes(
                     .is_some_and(|filter| filter.replicas.is_some()),
             })
             .collect(),
-        images: object
-            .images
-            .iter()
-            .map(|image| known(image, assignment, around))
-            .collect(),
+        images: known(object, assignment, around),
         nodes: nodes.collect(),
     }
 }
 
-/// What is known of an image: by the cache, else from before, so that an operator that starts, or a cache that is away,
+/// What is known of the images: by the cache, else from before, so that an operator that starts, or a cache that is away,
 /// does not rewrite the specs of all nodes.
-fn known(image: &ValidatedImage, assignment: &Assignment, around: &Surroundings<'_>) -> ImageWish {
-    let spelling = &image.spelling;
-    let cached = around.cache.images.get(&**spelling);
-    let stored = || {
-        let nodes = assignment.nodes.iter();
-        nodes
-            .filter_map(|plan| plan.node.wished(spelling))
-            .find(|wish| wish.digest.is_some())
-    };
-    let (digest, size_bytes) = match cached.and_then(|progress| progress.digest) {
-        Some(digest) => (
-            Some(digest.to_string()),
-            cached
-                .map(|progress| progress.size_bytes)
-                .filter(|size| *size > 0),
-        ),
-        None => stored().map_or((None, None), |wish| (wish.digest.clone(), wish.size_bytes)),
-    };
-    ImageWish {
-        reference: Arc::clone(spelling),
-        digest,
-        size_bytes,
+fn known(
+    object: &ValidatedImageCache,
+    assignment: &Assignment,
+    around: &Surroundings<'_>,
+) -> Vec<ImageWish> {
+    let before = around
+        .previous
+        .into_iter()
+        .flat_map(|wishes| &wishes.images);
+    let mut before: HashMap<&str, (Option<String>, Option<u64>)> = before
+        .map(|image| (&*image.reference, (image.digest.clone(), image.size_bytes)))
+        .collect();
+    if around.previous.is_none() {
+        stored(object, assignment, &mut before);
+    }
+    let images = object.images.iter().map(|image| {
+        let progress = around.cache.images.get(&*image.spelling);
+        let (digest, size_bytes) = match progress.and_then(|progress| progress.digest) {
+            Some(digest) => (
+                Some(digest.to_string()),
+                progress
+                    .map(|progress| progress.size_bytes)
+                    .filter(|size| *size > 0),
+            ),
+            None => before.remove(&*image.spelling).unwrap_or_default(),
+        };
+        ImageWish {
+            reference: Arc::clone(&image.spelling),
+            digest,
+            size_bytes,
+        }
+    });
+    images.collect()
+}
+
+/// What nodes were told, by the first node that was told anything of an image: all were told the same.
+fn stored<'a>(
+    object: &'a ValidatedImageCache,
+    assignment: &Assignment,
+    known: &mut HashMap<&'a str, (Option<String>, Option<u64>)>,
+) {
+    for plan in &assignment.nodes {
+        if known.len() == object.images.len() {
+            return;
+        }
+        for pair in plan.pairs.iter().filter(|pair| pair.grant.is_some()) {
+            let spelling = &*object.images[pair.image].spelling;
+            if !known.contains_key(spelling)
+                && let Some(wish) = plan.node.wished(spelling)
+            {
+                known.insert(spelling, (wish.digest.clone(), wish.size_bytes));
+            }
+        }
     }
 }
 
@@ -194,3 +221,6 @@ fn platform(node: &NodeFacts) -> Option<Platform> {
         variant: None,
     })
 }
+
+#[cfg(test)]
+mod tests;

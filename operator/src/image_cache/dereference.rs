@@ -99,11 +99,7 @@ impl NodeFacts {
             wished: sorted(cache.iter().flat_map(|cache| &cache.spec.images), |image| {
                 &image.reference
             }),
-            owners: cache
-                .iter()
-                .flat_map(|cache| &cache.spec.images)
-                .flat_map(|image| image.owners.iter().cloned())
-                .collect(),
+            owners: owners(cache.as_deref()),
             reported: Vec::new(),
             cache,
         };
@@ -137,6 +133,22 @@ impl NodeFacts {
         let images = &self.status()?.images;
         find(&self.reported, reference, |index| &images[index].reference)
             .map(|index| &images[index])
+    }
+
+    /// For images in the order of their spellings: finds what the two methods above find, many times faster.
+    pub fn walk(&self) -> Walk<'_> {
+        let specs = self
+            .cache
+            .as_ref()
+            .map_or(&[][..], |cache| &cache.spec.images);
+        Walk {
+            wished: Cursor::new(&self.wished, specs, |image| &image.reference),
+            reported: Cursor::new(
+                &self.reported,
+                self.status().map_or(&[][..], |status| &status.images),
+                |image| &image.reference,
+            ),
+        }
     }
 
     /// Its warmer does not answer, though the node is Ready.
@@ -178,6 +190,66 @@ impl NodeFacts {
             .and_then(|before| before.unanswered_since);
         Some(since.unwrap_or(uptime))
     }
+}
+
+/// See [`NodeFacts::walk`].
+#[derive(Debug)]
+pub struct Walk<'a> {
+    wished: Cursor<'a, NodeImage>,
+    reported: Cursor<'a, NodeImageStatus>,
+}
+
+impl<'a> Walk<'a> {
+    /// What the stored spec and the report say of an image. Each spelling comes after the one asked for before.
+    pub fn find(
+        &mut self,
+        reference: &str,
+    ) -> (Option<&'a NodeImage>, Option<&'a NodeImageStatus>) {
+        (self.wished.find(reference), self.reported.find(reference))
+    }
+}
+
+/// A place in a list that is read in the order of its names.
+#[derive(Debug)]
+struct Cursor<'a, T> {
+    rest: &'a [u16],
+    all: &'a [T],
+    name: fn(&T) -> &String,
+}
+
+impl<'a, T> Cursor<'a, T> {
+    fn new(indices: &'a [u16], all: &'a [T], name: fn(&T) -> &String) -> Self {
+        Self {
+            rest: indices,
+            all,
+            name,
+        }
+    }
+
+    /// Looks near by first: where most of a list is wanted, the next one is nearly always the right one.
+    fn find(&mut self, wanted: &str) -> Option<&'a T> {
+        let is_before = |index: &u16| (self.name)(&self.all[usize::from(*index)]).as_str() < wanted;
+        let mut step = 1;
+        while step < self.rest.len() && is_before(&self.rest[step - 1]) {
+            step *= 2;
+        }
+        let near = &self.rest[..step.min(self.rest.len())];
+        let skipped = near.partition_point(is_before);
+        self.rest = &self.rest[skipped..];
+        let found = &self.all[usize::from(*self.rest.first()?)];
+        ((self.name)(found) == wanted).then_some(found)
+    }
+}
+
+fn owners(cache: Option<&NodeCache>) -> BTreeSet<String> {
+    let mut owners = BTreeSet::new();
+    let images = cache.into_iter().flat_map(|cache| &cache.spec.images);
+    for owner in images.flat_map(|image| &image.owners) {
+        if !owners.contains(owner) {
+            owners.insert(owner.clone());
+        }
+    }
+    owners
 }
 
 /// Does annotation `coral.dev/paused` of a Node say so?

@@ -60,3 +60,37 @@ pub fn next(
         .map_or(object.created, |time| time.0);
     last.checked_add(interval).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+    use crate::test_support::{EVERYWHERE, object};
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    #[rstest::rstest]
+    #[case("", 59, Due::No)]
+    #[case("", 60, Due::Interval)]
+    #[case("refresh: {interval: 2h}", 60, Due::No)]
+    #[case("refresh: {interval: 2h}", 120, Due::Interval)]
+    #[case("refresh: {interval: 0s}", 10_000, Due::No)]
+    fn by_interval(#[case] spec: &str, #[case] minutes: i64, #[case] expected: Due) {
+        let object = object("a", &format!("{EVERYWHERE}\n{spec}"));
+        let after = |time: Timestamp| time + jiff::SignedDuration::from_mins(minutes);
+        assert_eq!(due(&object, None, HOUR, after(object.created)), expected);
+        let last = object.created + jiff::SignedDuration::from_hours(1000);
+        let status = ImageCacheStatus {
+            last_refresh: Some(Time(last)),
+            ..ImageCacheStatus::default()
+        };
+        assert_eq!(due(&object, Some(&status), HOUR, after(last)), expected);
+    }
+
+    #[test]
+    fn off_for_all() {
+        let object = object("a", EVERYWHERE);
+        assert_eq!(next(&object, None, Duration::ZERO), None);
+    }
+}

@@ -79,3 +79,37 @@ fn glob(text: &str) -> Option<GlobMatcher> {
 fn everything() -> GlobMatcher {
     glob("**").expect("a literal pattern")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("nginx", true)]
+    #[case("index.docker.io/library/nginx", true)]
+    #[case("ghcr.io/team/app", true)]
+    #[case("GHCR.io/team/app", true)]
+    #[case("mirror.example/team/app", true)]
+    #[case("ghcr.io/team/deep/app", false)]
+    #[case("ghcr.io/team/secret", false)]
+    #[case("ghcr.io/other/app", false)]
+    #[case("quay.io/team/app", false)]
+    fn serves(#[case] image: &str, #[case] expected: bool) {
+        let entry = |name: &str, aliases: &[&str], allow: &[&str], deny: &[&str]| RegistryEntry {
+            name: name.to_owned(),
+            aliases: aliases.iter().map(ToString::to_string).collect(),
+            allow: allow.iter().map(ToString::to_string).collect(),
+            deny: deny.iter().map(ToString::to_string).collect(),
+        };
+        let registries = Registries::new(&[
+            entry("docker.io", &[], &[], &[]),
+            entry("ghcr.io", &["mirror.example"], &["team/*"], &["*/secret"]),
+            entry("quay.io", &[], &[], &["[unreadable"]),
+        ]);
+        assert_eq!(registries.serve(&image.parse().unwrap()), expected);
+        assert_eq!(
+            registries.names(),
+            ["docker.io", "ghcr.io", "mirror.example", "quay.io"]
+        );
+    }
+}

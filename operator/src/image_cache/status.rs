@@ -153,3 +153,6 @@ pub fn warnings(assignment: &Assignment, status: &ImageCacheStatus) -> Vec<(Reas
     });
     unmatched.chain(failures).collect()
 }
+
+#[cfg(test)]
+mod tests;

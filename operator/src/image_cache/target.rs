@@ -162,3 +162,6 @@ impl Requirement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,3 +139,6 @@ fn said(report: Option<&NodeImageStatus>, otherwise: &str) -> String {
     parts.extend(report.reason.map(|reason| reason.remedy().to_owned()));
     parts.join("; ")
 }
+
+#[cfg(test)]
+mod tests;

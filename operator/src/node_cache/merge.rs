@@ -383,3 +383,6 @@ fn report_interval(stored: Option<&NodeCache>, nodes: usize) -> HumanDuration {
 
 /// Warmers spread their looks around it.
 const LOOK_INTERVAL_SECS: u64 = 180;
+
+#[cfg(test)]
+mod tests;

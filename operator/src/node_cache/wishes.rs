@@ -313,3 +313,76 @@ fn changed_nodes(before: Option<&ObjectWishes>, after: &ObjectWishes) -> Vec<Arc
         .map(|(node, _)| node);
     gone.chain(other).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{EVERYWHERE, World, object};
+
+    #[test]
+    fn owners_read_back() {
+        let owner: Owner = "ml/inference/servers".parse().unwrap();
+        assert_eq!(
+            (owner.object.name.as_str(), owner.set.as_str()),
+            ("inference", "servers")
+        );
+        assert_eq!(owner.to_string(), "ml/inference/servers");
+        for bad in ["", "a/b", "a/b/c/d"] {
+            assert_eq!(bad.parse::<Owner>(), Err(OwnerError));
+        }
+    }
+
+    /// Only nodes whose specs may be different are merged again (L20).
+    #[test]
+    fn l20_changes_touch_their_nodes_only() {
+        let mut world = World::with_nodes(3);
+        let all = object(
+            "a",
+            &format!("{EVERYWHERE}\nregistryPolicy: Default\nrollout: {{maxConcurrentNodes: 2}}"),
+        );
+        let wishes = |world: &mut World| world.build(&all).wishes;
+        let first = wishes(&mut world);
+        let names =
+            |nodes: Vec<Arc<str>>| nodes.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names(world.wishes.set(first.clone())), ["n000", "n001"]);
+        assert!(world.wishes.set(first.clone()).is_empty());
+        assert_eq!(world.wishes.at("n000").count(), 1);
+        assert_eq!(world.wishes.at("n002").count(), 0);
+
+        let mut less = first.clone();
+        less.nodes.remove("n000");
+        assert_eq!(names(world.wishes.set(less)), ["n000"]);
+        let mut other = first;
+        other.images[0].size_bytes = Some(1);
+        assert_eq!(world.wishes.set(other.clone()).len(), 2);
+        assert_eq!(world.wishes.remove(&other.object).len(), 2);
+        assert_eq!(world.wishes.at("n001").count(), 0);
+    }
+
+    #[test]
+    fn verdicts_are_told_once() {
+        let mut wishes = Wishes::default();
+        let key = |name: &str| ObjectKey {
+            namespace: "ml".to_owned(),
+            name: name.to_owned(),
+        };
+        let verdict = || Verdict::LeftOut {
+            reference: "nginx".into(),
+        };
+        let node: Arc<str> = "n".into();
+        let said = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (key(name), verdict()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            wishes.record(&node, said(&["a", "b"])),
+            [key("a"), key("b")]
+        );
+        assert!(wishes.record(&node, said(&["a", "b"])).is_empty());
+        assert_eq!(wishes.record(&node, said(&["b"])), [key("a")]);
+        assert!(wishes.verdicts(&key("a")).is_none_or(BTreeMap::is_empty));
+        assert_eq!(wishes.record(&node, Vec::new()), [key("b")]);
+    }
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coral_schema::crd::Reason;
-use coral_schema::crd::node_cache::{ImageState, NodeImageStatus};
+use coral_schema::crd::node_cache::{ImageState, NodeImage, NodeImageStatus};
 use jiff::Timestamp;
 
 use super::{Grant, Wait};
@@ -59,15 +59,14 @@ impl Progress {
 /// A node that says nothing new about a grant for so long gives its slot back.
 pub const SILENT_SLOT: Duration = Duration::from_mins(10);
 
-/// What the node was told, and where it stands. `before` is what the object last wished there: a grant that may not have
+/// What the node was told, and where it stands, by its stored spec and its report. `before` is what the object last wished there: a grant that may not have
 /// reached the `NodeCache` yet.
 pub(super) fn look(
     node: &NodeFacts,
-    spelling: &str,
+    (stored, report): (Option<&NodeImage>, Option<&NodeImageStatus>),
     before: Option<NodeWish>,
     around: &Surroundings<'_>,
 ) -> (Option<Grant>, Progress) {
-    let stored = node.wished(spelling);
     let grant = match (before, stored) {
         (Some(wish), _) => Grant {
             policy: wish.policy,
@@ -82,9 +81,7 @@ pub(super) fn look(
     let is_current = |report: &&NodeImageStatus| {
         report.state != ImageState::Ready || report.revision >= grant.revision
     };
-    let report = stored
-        .and_then(|_| node.reported(spelling))
-        .filter(is_current);
+    let report = stored.and(report).filter(is_current);
     let able = node.ready && !node.paused && !node.is_silent(around.uptime);
     let Some(report) = report else {
         // An answer that does not speak of it will not speak of it later.
