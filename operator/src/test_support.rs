@@ -301,8 +301,7 @@ impl World {
             image.evictions += 1;
         }
         image.attempts = match state {
-            ImageState::Pulling => image.attempts + 1,
-            ImageState::Failed => image.attempts.max(1),
+            ImageState::Failed => image.attempts + 1,
             ImageState::Ready => 0,
             _ => image.attempts,
         };

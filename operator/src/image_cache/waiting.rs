@@ -100,8 +100,8 @@ fn node(
             Progress::LeftOut => "left out: the node's list is full".to_owned(),
             Progress::Waiting(_) => format!("told; {}", said(report, "waits for its turn")),
             Progress::Pulling(_) => {
-                let attempts = report.map_or(0, |report| report.attempts);
-                format!("pulling (try {attempts})")
+                let failed = report.map_or(0, |report| report.attempts);
+                format!("pulling (try {})", failed + 1)
             }
             Progress::Failed => said(report, "failed"),
         };

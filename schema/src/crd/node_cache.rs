@@ -322,7 +322,7 @@ pub struct NodeImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub message: Option<String>,
-    /// Pulls since it was last held.
+    /// Pulls that failed since it was last held.
     #[serde(default)]
     pub attempts: u32,
     /// How often the node removed it.

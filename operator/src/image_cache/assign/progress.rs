@@ -92,10 +92,10 @@ pub(super) fn look(
     let progress = match report.state {
         ImageState::Ready => Progress::Ready,
         ImageState::Failed | ImageState::Evicted => Progress::Failed,
-        ImageState::Pulling => Progress::Pulling(claim(able, is_first_try(report, 1))),
+        ImageState::Pulling => Progress::Pulling(claim(able, is_first_try(report))),
         ImageState::Waiting | ImageState::Unknown => Progress::Waiting(claim(
             able && !is_stuck(report, around.now),
-            is_first_try(report, 0),
+            is_first_try(report),
         )),
     };
     (Some(grant), progress)
@@ -109,9 +109,9 @@ fn claim(hope: bool, first_try: bool) -> Claim {
     }
 }
 
-/// Later tries and repairs take no slot. `attempts` counts the pull that runs.
-fn is_first_try(report: &NodeImageStatus, attempts: u32) -> bool {
-    report.evictions == 0 && report.attempts <= attempts
+/// Later tries and repairs take no slot.
+fn is_first_try(report: &NodeImageStatus) -> bool {
+    report.evictions == 0 && report.attempts == 0
 }
 
 /// Waits for something on the node itself, for long. Waiting for the cache keeps the slot: giving it back would widen the

@@ -103,7 +103,10 @@ fn l05_a_slot_comes_free(#[case] then: Then, #[case] free: bool) {
     };
     match then {
         Then::Failed => world.say("n000", IMAGE, ImageState::Failed),
-        Then::TriesAgain => world.say("n000", IMAGE, ImageState::Pulling),
+        Then::TriesAgain => {
+            world.say("n000", IMAGE, ImageState::Failed);
+            world.say("n000", IMAGE, ImageState::Pulling);
+        }
         Then::Repairs => world.answer("n000").images[0].evictions = 1,
         Then::NotReady => world.set_ready("n000", false),
         Then::Silent => {

@@ -97,6 +97,9 @@ fn is_refused(image: &PrefetchImage) -> bool {
             image.reason,
             Some(
                 PrefetchReason::Unauthorized
+                    | PrefetchReason::Forbidden
+                    // Some nodes may be of a platform that it has.
+                    | PrefetchReason::PlatformMissing
                     | PrefetchReason::StorageFull
                     | PrefetchReason::InvalidImage
             )

@@ -174,10 +174,11 @@ pub(super) fn reason(image: &PrefetchImage) -> Option<Reason> {
         return None;
     }
     Some(match image.reason {
-        // A job whose image is there, and not for the platforms asked for, says NotFound as well; its digest tells.
-        Some(PrefetchReason::NotFound) if image.digest.is_some() => Reason::PlatformMissing,
         Some(PrefetchReason::NotFound) => Reason::NotFound,
+        Some(PrefetchReason::PlatformMissing) => Reason::PlatformMissing,
         Some(PrefetchReason::Unauthorized) => Reason::Unauthorized,
+        Some(PrefetchReason::Forbidden) => Reason::Forbidden,
+        Some(PrefetchReason::Unknown) => Reason::Unknown,
         Some(PrefetchReason::RateLimited) => Reason::RateLimited,
         Some(PrefetchReason::UpstreamUnavailable | PrefetchReason::Stale) => {
             Reason::UpstreamUnavailable
