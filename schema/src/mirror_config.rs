@@ -117,6 +117,21 @@ pub struct Cache {
     pub tls: bool,
 }
 
+impl FromStr for Cache {
+    type Err = HostPortError;
+
+    /// From a URL of scheme, host and port: `http://10.96.0.10:5000`.
+    fn from_str(url: &str) -> Result<Self, HostPortError> {
+        let (tls, address) = match url.split_once("://") {
+            Some(("https", address)) => (true, address),
+            Some(("http", address)) => (false, address),
+            _ => return Err(HostPortError),
+        };
+        let address = address.strip_suffix('/').unwrap_or(address).parse()?;
+        Ok(Self { address, tls })
+    }
+}
+
 /// A registry that the cache stands in front of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
@@ -160,7 +175,7 @@ pub fn containerd(cache: &Cache, registries: &[Registry]) -> Vec<MirrorFile> {
             content: format!(
                 "server = \"{}\"\n\n{}",
                 registry.server(),
-                host_section(cache)
+                containerd_hosts(cache, None)
             ),
         })
         .collect()
@@ -172,8 +187,24 @@ pub fn containerd_default(cache: &Cache) -> MirrorFile {
     MirrorFile {
         path: "/etc/containerd/certs.d/_default/hosts.toml".to_owned(),
         notes: CONTAINERD_NOTES,
-        content: host_section(cache),
+        content: containerd_hosts(cache, None),
     }
+}
+
+/// containerd: the content of a `hosts.toml` that names the cache and no `server`: containerd then falls back to the
+/// right address of the registry, which for Docker Hub is not its name. `authority` is the name of a file beside it that
+/// holds the certificate which the cache's own is checked against.
+pub fn containerd_hosts(cache: &Cache, authority: Option<&'static str>) -> String {
+    // `push` is left out, so that pushes go to the registry itself. The time limit matters when the cache's machine is
+    // gone: without it containerd waits 30 s for each object before it asks the registry. 1.x ignores it.
+    let mut text = format!(
+        "[host.\"{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"400ms\"\n",
+        cache.url()
+    );
+    if let Some(authority) = authority {
+        line(&mut text, format_args!("  ca = \"{authority}\""));
+    }
+    text
 }
 
 /// CRI-O and podman: one drop-in for all registries.
@@ -240,7 +271,8 @@ pub fn docker(cache: &Cache) -> MirrorFile {
 }
 
 impl Cache {
-    fn url(&self) -> String {
+    /// Scheme, host and port.
+    pub fn url(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
@@ -264,19 +296,14 @@ impl Registry {
     }
 }
 
-fn host_section(cache: &Cache) -> String {
-    // `push` is left out, so that pushes go to the registry itself. The time limit matters when the cache's machine is
-    // gone: without it containerd waits 30 s for each object before it asks the registry. 1.x ignores it.
-    format!(
-        "[host.\"{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"400ms\"\n",
-        cache.url()
-    )
-}
-
 fn line(text: &mut String, arguments: fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{arguments}");
 }
+
+/// First line of every file that the warmer writes: it changes and removes no others.
+pub const MARKER: &str =
+    "# Written by coral-warmer, which removes it again. Without this line it is left alone.";
 
 const CONTAINERD_NOTES: &[&str] = &[
     "Read at every pull, once the registry section of containerd's config.toml has config_path = \"/etc/containerd/certs.d\".",

@@ -12,6 +12,10 @@ pub mod telemetry;
 pub const OCI_PORT: u16 = 5000;
 /// Default port of the registry's admin listener.
 pub const ADMIN_PORT: u16 = 9090;
+/// Default port of the operator's admin listener.
+pub const OPERATOR_ADMIN_PORT: u16 = 9091;
+/// Default port of the warmer's admin listener.
+pub const WARMER_ADMIN_PORT: u16 = 9092;
 
 /// Fails when the process should be restarted.
 pub const LIVEZ: &str = "/livez";
@@ -24,3 +28,6 @@ pub const METRICS: &str = "/metrics";
 pub const EXIT_FAILURE: u8 = 1;
 /// Exit code: the command line is wrong.
 pub const EXIT_USAGE: u8 = 2;
+/// Exit code of the warmer: the runtime's socket refuses. A socket that is mounted as a file does so for ever after the
+/// runtime has restarted; the next start of the container gets a fresh mount.
+pub const EXIT_SOCKET_DEAD: u8 = 3;

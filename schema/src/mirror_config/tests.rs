@@ -65,6 +65,32 @@ fn containerd_default_file_names_no_server() {
     );
 }
 
+/// Pinned, see above: this is what the warmer writes.
+#[test]
+fn containerd_hosts_with_an_authority() {
+    let cache = "https://10.96.0.10:5000".parse().unwrap();
+    assert_eq!(
+        containerd_hosts(&cache, Some("ca.pem")),
+        r#"[host."https://10.96.0.10:5000"]
+  capabilities = ["pull", "resolve"]
+  dial_timeout = "400ms"
+  ca = "ca.pem"
+"#
+    );
+}
+
+#[rstest::rstest]
+#[case("http://Cache.example:5000", Some("http://cache.example:5000"))]
+#[case("https://[::1]/", Some("https://[::1]"))]
+#[case("cache.example:5000", None)]
+#[case("ftp://cache.example", None)]
+#[case("http://cache.example/path", None)]
+#[case("http://cache.example\"]", None)]
+fn urls_of_caches(#[case] text: &str, #[case] printed: Option<&str>) {
+    let cache = text.parse::<Cache>().ok();
+    assert_eq!(cache.map(|cache| cache.url()).as_deref(), printed);
+}
+
 /// Pinned, see above.
 #[test]
 fn crio_drop_in() {
