@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod client;
 pub mod cri;
 pub mod images;
+pub mod kube;
 pub mod program;
 pub mod pull;
 pub mod registry;
