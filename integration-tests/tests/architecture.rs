@@ -18,19 +18,49 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("hyper_util", &["schema/src/process/serve"]),
     (
         "rustls",
-        &["registry/src/server/tls", "registry/src/main.rs"],
+        &[
+            "registry/src/server/tls",
+            "registry/src/main.rs",
+            "warmer/src/main.rs",
+        ],
     ),
     ("tokio_rustls", &["registry/src/server/tls"]),
     (
         "reqwest",
-        &["registry/src/upstream", "registry/src/cli/prefetch.rs"],
+        &[
+            "registry/src/upstream",
+            "registry/src/cli/prefetch.rs",
+            "warmer/src/registry.rs",
+        ],
     ),
     ("object_store", &["registry/src/store/bucket.rs"]),
     ("rusqlite", &["registry/src/index"]),
     ("sha2", &["schema/src/oci"]),
     ("tracing_subscriber", &["schema/src/process/telemetry"]),
-    ("clap", &["registry/src/cli", "registry/src/main.rs"]),
-    ("webpki_root_certs", &["registry/src/upstream/tls.rs"]),
+    (
+        "clap",
+        &[
+            "registry/src/cli",
+            "registry/src/main.rs",
+            "warmer/src/cli",
+            "warmer/src/main.rs",
+        ],
+    ),
+    (
+        "webpki_root_certs",
+        &["registry/src/upstream/tls.rs", "warmer/src/registry.rs"],
+    ),
+    ("tonic", &["warmer/src/cri"]),
+    ("prost", &["warmer/src/cri"]),
+    (
+        "kube",
+        &[
+            "schema/src/crd",
+            "warmer/src/app.rs",
+            "warmer/src/watch.rs",
+            "warmer/src/report.rs",
+        ],
+    ),
 ];
 
 /// A module of the registry, and the modules beside `name` that it may use.
@@ -110,7 +140,7 @@ fn production_lines() -> Vec<(String, String)> {
         .parent()
         .expect("a workspace");
     let mut lines = Vec::new();
-    for folder in ["registry/src", "schema/src"] {
+    for folder in ["registry/src", "schema/src", "warmer/src"] {
         for file in sources(&root.join(folder)) {
             let path = file
                 .strip_prefix(root)

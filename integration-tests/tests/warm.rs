@@ -144,6 +144,8 @@ struct Cache {
     address: SocketAddr,
     alive: Arc<AtomicBool>,
     held: Arc<Mutex<Stored>>,
+    /// Paths, in order.
+    asked: Arc<Mutex<Vec<String>>>,
     _tasks: Tasks,
 }
 
@@ -153,14 +155,16 @@ impl Cache {
         let address = listener.local_addr()?;
         let alive = Arc::new(AtomicBool::new(true));
         let held = Arc::<Mutex<Stored>>::default();
-        let (live, store) = (Arc::clone(&alive), Arc::clone(&held));
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let (live, store, log) = (Arc::clone(&alive), Arc::clone(&held), Arc::clone(&asked));
         let answer = move |request: Request| {
-            let (live, store) = (Arc::clone(&live), Arc::clone(&store));
+            let (live, store, log) = (Arc::clone(&live), Arc::clone(&store), Arc::clone(&log));
             async move {
                 let path = request.uri().path_and_query().unwrap().as_str();
                 if !live.load(Ordering::Relaxed) {
                     return StatusCode::SERVICE_UNAVAILABLE.into_response();
                 }
+                log.lock().unwrap().push(path.to_owned());
                 if path == "/v2/" {
                     return StatusCode::OK.into_response();
                 }
@@ -180,6 +184,7 @@ impl Cache {
             address,
             alive,
             held,
+            asked,
             _tasks: tasks,
         })
     }
@@ -346,6 +351,28 @@ async fn l14_l22_another_uid_resets_the_status_and_a_restart_does_not() -> anyho
     Ok(())
 }
 
+/// An index of this manifest for this machine, and of one for others.
+fn index_of(digest: &Digest, size: usize) -> serde_json::Result<Vec<u8>> {
+    let own = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let descriptor = |digest: &Digest, architecture: &str| {
+        json!({
+            "mediaType": media_type::OCI_MANIFEST,
+            "digest": digest,
+            "size": size,
+            "platform": { "os": "linux", "architecture": architecture },
+        })
+    };
+    serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [descriptor(&Digest::sha256(b"of others"), "s390x"), descriptor(digest, own)],
+    }))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn l07_mirror_only_waits_until_the_cache_holds_all_of_it() -> anyhow::Result<()> {
     let (node, cache) = (Node::start().await?, Cache::start().await?);
@@ -361,45 +388,31 @@ async fn l07_mirror_only_waits_until_the_cache_holds_all_of_it() -> anyhow::Resu
 
     // An index whose child for this machine lacks one layer.
     let child = image.manifest.content.read_all().to_vec();
-    let own = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let descriptor = |bytes: &[u8], architecture: &str| {
-        json!({
-            "mediaType": media_type::OCI_MANIFEST,
-            "digest": Digest::sha256(bytes),
-            "size": bytes.len(),
-            "platform": { "os": "linux", "architecture": architecture },
-        })
-    };
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type::OCI_INDEX,
-        "manifests": [descriptor(b"of others", "s390x"), descriptor(&child, own)],
-    });
     let path = |rest: String| format!("/v2/a/{rest}?ns=r.test");
     let (last, others) = image.blobs.split_last().unwrap();
     for blob in others {
         cache.hold(&path(format!("blobs/{}", blob.digest)), "", Vec::new());
     }
-    let digest = Digest::sha256(&child);
+    let (digest, size) = (Digest::sha256(&child), child.len());
     cache.hold(
         &path(format!("manifests/{digest}")),
         media_type::OCI_MANIFEST,
         child,
     );
-    let index = serde_json::to_vec(&index)?;
+    let index = index_of(&digest, size)?;
     cache.hold(
         &path("manifests/1".to_owned()),
         media_type::OCI_INDEX,
         index,
     );
-    node.cri.called("status r.test/a:1", 1).await;
+    let missing = path(format!("blobs/{}", last.digest));
+    eventually("the cache is asked for the last layer", async || {
+        cache.asked.lock().unwrap().contains(&missing)
+    })
+    .await;
     assert_eq!(node.cri.count("pull r.test/a:1"), 0);
 
-    cache.hold(&path(format!("blobs/{}", last.digest)), "", Vec::new());
+    cache.hold(&missing, "", Vec::new());
     node.cri.called("pull r.test/a:1", 1).await;
     let status = node.status(|status| status["ready"] == 1).await;
     assert_eq!(
