@@ -262,7 +262,10 @@ impl Executor {
                 Step::Held | Step::Running | Step::Unseen | Step::Wait(_) => {}
             }
         }
+        // What is told is on disk: a restart in between must not forget it.
+        self.store().await;
         self.report(spec, &steps, now);
+        // The first time that everything is held is found out on telling.
         self.store().await;
         self.idle(&steps, now)
     }
