@@ -107,6 +107,11 @@ impl Cluster {
         &self.plane
     }
 
+    /// How many nodes there are.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// A node by its number, from one on.
     pub(crate) fn node(&self, number: usize) -> &Node {
         &self.nodes[number - 1]

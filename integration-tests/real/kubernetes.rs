@@ -8,12 +8,11 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::control_plane::ControlPlane;
-use crate::cluster::namespaces::ADDRESS;
 use crate::cluster::node::{Node, NodeSpec};
 use crate::containerd::Kind;
-use crate::coral;
 use crate::disk;
-use crate::harness::{self, Process};
+use crate::harness;
+use crate::line::{self, SERVICE};
 
 #[tokio::test]
 async fn an_api_server_alone_takes_and_refuses_objects() {
@@ -41,7 +40,12 @@ async fn nodes_of_both_runtimes_run_pods_survive_a_power_cut_and_leave_nothing()
         ("new", format!("nodeSelector: {{ {zone}: a }}")),
         ("old", "nodeName: node2".to_owned()),
     ] {
-        let pod = pod(name, "registry.example.test/team/app:1", &place);
+        let pod = line::pod(
+            name,
+            "registry.example.test/team/app:1",
+            &place,
+            "IfNotPresent",
+        );
         cluster.plane().apply(&pod).await.unwrap();
     }
     cluster.becomes("pod/new", "condition=Ready").await;
@@ -79,8 +83,8 @@ async fn nodes_of_both_runtimes_run_pods_survive_a_power_cut_and_leave_nothing()
 async fn a_node_pulls_through_our_registry_behind_a_service_and_past_it() {
     let cluster = Cluster::start([NodeSpec::new(Kind::Current)]).await;
     let image = cluster.push("team/app", 1, 100_000).await;
-    let registry = our_registry(&cluster).await;
-    cluster.plane().apply(&service()).await.unwrap();
+    let registry = line::registry(&cluster).await;
+    cluster.plane().apply(&line::service()).await.unwrap();
     let node = cluster.node(1);
     let mirror = node.certs_d().join("registry.example.test");
     std::fs::create_dir(&mirror).unwrap();
@@ -132,47 +136,6 @@ async fn a_node_keeps_its_taint_and_its_small_disk_over_a_restart_of_its_runtime
     assert!(full.contains("no space left on device"), "{full}");
     let used = disk::free_bytes(node.images());
     assert!(used < 64 << 20, "{used} bytes are free on a disk of 64 MiB");
-}
-
-/// What the cluster gives to our registry as a service.
-const SERVICE: &str = "10.96.0.50";
-
-/// Our registry beside the control plane, for the cluster's upstream, with the certificates of that.
-async fn our_registry(cluster: &Cluster) -> Process {
-    let folder = cluster.plane().folder();
-    let config = format!(
-        "listen: {ADDRESS}:5000\nadmin: {{ listen: \"{ADDRESS}:5001\" }}\ndata: {}\nupstreams:\n  \
-         registry.example.test: {{ tls: {{ ca: {} }} }}\n",
-        folder.join("coral").display(),
-        cluster.plane().ca().display(),
-    );
-    let mut command = Command::new(coral::program());
-    command.arg("--config");
-    command.arg(harness::write(folder, "coral.yaml", &config));
-    let registry = cluster.plane().spawn("coral-registry", &command);
-    let ready = format!("http://{ADDRESS}:5001/readyz");
-    registry
-        .ready(async || cluster.get(&ready).await.is_ok())
-        .await
-}
-
-/// A service whose only endpoint is no pod.
-fn service() -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{ name: cache, namespace: default }}\n\
-         spec: {{ clusterIP: {SERVICE}, ports: [{{ port: 5000 }}] }}\n---\n\
-         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
-         metadata: {{ name: cache, namespace: default, labels: {{ kubernetes.io/service-name: cache }} }}\n\
-         ports: [{{ port: 5000 }}]\nendpoints: [{{ addresses: [{ADDRESS}] }}]\n"
-    )
-}
-
-/// A pod without a service account's token; `place` is a line of its spec.
-fn pod(name: &str, image: &str, place: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: default }}\nspec:\n  {place}\n  \
-         automountServiceAccountToken: false\n  containers: [{{ name: app, image: \"{image}\" }}]\n"
-    )
 }
 
 /// What a kubelet sets for a whole machine.
