@@ -1,7 +1,9 @@
 //! Turns `ImageCache` resources into what each node should hold, and tells how it went.
 
+pub mod api;
 pub mod image_cache;
 pub mod labels;
+pub mod lease;
 pub mod node_cache;
 #[cfg(test)]
 pub(crate) mod test_support;
