@@ -7,3 +7,4 @@ pub mod lease;
 pub mod node_cache;
 #[cfg(test)]
 pub(crate) mod test_support;
+pub mod registry;

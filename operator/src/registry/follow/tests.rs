@@ -1,0 +1,304 @@
+use coral_schema::admin::PrefetchReason;
+use coral_schema::oci::Digest;
+
+use super::*;
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: "ml".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn request(images: &[&str], platform: &str) -> PrefetchRequest {
+    PrefetchRequest {
+        images: images.iter().map(|&image| image.to_owned()).collect(),
+        platforms: vec![platform.parse().unwrap()],
+        priority: 0,
+        refresh: false,
+    }
+}
+
+fn wanted(prefetch: Vec<PrefetchRequest>) -> CacheRequests {
+    CacheRequests {
+        prefetch,
+        pins: Pins {
+            source: "operator/ml/a".to_owned(),
+            images: vec!["nginx".to_owned()],
+            expires: "2026-01-31T12:00:00Z".parse().unwrap(),
+        },
+    }
+}
+
+fn image(reference: &str, state: PrefetchState) -> PrefetchImage {
+    PrefetchImage {
+        reference: reference.to_owned(),
+        state,
+        digest: Some(Digest::sha256(reference.as_bytes())),
+        size_bytes: 7,
+        bytes_done: 1,
+        bytes_total: 10,
+        reason: None,
+        message: None,
+        layers: Vec::new(),
+    }
+}
+
+fn status(state: PrefetchState, images: Vec<PrefetchImage>) -> Answer {
+    Answer::Progress(PrefetchStatus {
+        id: "1".to_owned(),
+        state,
+        images,
+    })
+}
+
+fn away() -> RegistryError {
+    RegistryError::Away("refused".to_owned())
+}
+
+/// A follower that knows its registry.
+fn reachable(now: Instant) -> Follower {
+    let mut follower = Follower::new(now);
+    assert_eq!(follower.ask(8, now), [Question::Registries]);
+    let answer = Ok(Answer::Registries(Vec::new()));
+    let affected = follower.answer(&Question::Registries, answer, now);
+    assert_eq!(affected, Affected::All);
+    follower
+}
+
+/// Asks and answers pins and starts, up to the job that runs.
+fn started(follower: &mut Follower, now: Instant) -> Question {
+    let questions = follower.ask(8, now);
+    assert!(
+        matches!(&questions[..], [Question::Pin(..)]),
+        "{questions:?}"
+    );
+    follower.answer(&questions[0], Ok(Answer::Done), now);
+    let questions = follower.ask(8, now);
+    assert!(
+        matches!(&questions[..], [Question::Start(..)]),
+        "{questions:?}"
+    );
+    assert!(follower.ask(8, now).is_empty(), "one question at a time");
+    follower.answer(&questions[0], Ok(Answer::Started("1".to_owned())), now);
+    Question::Progress(key("a"), "1".to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_posted_and_looked_at_until_it_is_over() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    follower.want(
+        &key("a"),
+        wanted(vec![request(&["nginx"], "linux/amd64")]),
+        start,
+    );
+    let look = started(&mut follower, start);
+
+    let now = follower.next().unwrap();
+    assert_eq!(follower.ask(8, now), [look.clone()]);
+    let running = status(
+        PrefetchState::Running,
+        vec![image("nginx", PrefetchState::Running)],
+    );
+    assert_eq!(
+        follower.answer(&look, Ok(running), now),
+        Affected::One(key("a"))
+    );
+    let facts = follower.facts(&key("a"), now);
+    assert_eq!(facts.images["nginx"].state, PrefetchState::Running);
+    assert_eq!(facts.away, None);
+
+    let now = now + LOOK;
+    assert_eq!(follower.ask(8, now), [look.clone()]);
+    let done = status(
+        PrefetchState::Done,
+        vec![image("nginx", PrefetchState::Done)],
+    );
+    follower.answer(&look, Ok(done), now);
+    // The same wishes once more ask nothing.
+    follower.want(
+        &key("a"),
+        wanted(vec![request(&["nginx"], "linux/amd64")]),
+        now,
+    );
+    assert_eq!(follower.ask(8, now), []);
+    assert_eq!(follower.next(), Some(start + REGISTRIES));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_job_is_posted_again_and_keeps_what_is_known() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    follower.want(
+        &key("a"),
+        wanted(vec![request(&["nginx"], "linux/amd64")]),
+        start,
+    );
+    let look = started(&mut follower, start);
+    let running = status(
+        PrefetchState::Running,
+        vec![image("nginx", PrefetchState::Running)],
+    );
+    follower.answer(&look, Ok(running), start);
+    let now = start + LOOK;
+    assert_eq!(follower.ask(8, now), [look.clone()]);
+    follower.answer(&look, Err(RegistryError::Forgotten), now);
+    assert!(matches!(&follower.ask(8, now)[..], [Question::Start(..)]));
+    assert_eq!(follower.facts(&key("a"), now).images.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_tried_again_less_and_less_often() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    follower.want(
+        &key("a"),
+        wanted(vec![request(&["nginx"], "linux/amd64")]),
+        start,
+    );
+    let look = started(&mut follower, start);
+    let mut waits = Vec::new();
+    let mut now = start;
+    for _ in 0..7 {
+        let mut failed = image("nginx", PrefetchState::Failed);
+        failed.reason = Some(PrefetchReason::NotFound);
+        follower.answer(&look, Ok(status(PrefetchState::Failed, vec![failed])), now);
+        let due = follower.objects[&key("a")].jobs[0].due.unwrap();
+        waits.push((due - now).as_secs());
+        now = due;
+        let questions = follower.ask(8, now);
+        let start = questions
+            .iter()
+            .find(|question| matches!(question, Question::Start(..)))
+            .unwrap();
+        follower.answer(start, Ok(Answer::Started("1".to_owned())), now);
+        if questions.contains(&Question::Registries) {
+            let answer = Ok(Answer::Registries(Vec::new()));
+            follower.answer(&Question::Registries, answer, now);
+        }
+    }
+    assert_eq!(waits, [15, 30, 60, 120, 240, 300, 300]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_is_away_only_one_question_goes_out_and_then_all_jobs_again() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    follower.want(
+        &key("a"),
+        wanted(vec![request(&["nginx"], "linux/amd64")]),
+        start,
+    );
+    let look = started(&mut follower, start);
+    let done = status(
+        PrefetchState::Done,
+        vec![image("nginx", PrefetchState::Done)],
+    );
+    follower.answer(&look, Ok(done), start);
+
+    let now = start + REGISTRIES;
+    assert_eq!(follower.ask(8, now), [Question::Registries]);
+    let affected = follower.answer(&Question::Registries, Err(away()), now);
+    assert_eq!(affected, Affected::All);
+    let later = now + PROBE;
+    assert_eq!(follower.next(), Some(later));
+    assert_eq!(follower.ask(8, later), [Question::Registries]);
+    let affected = follower.answer(&Question::Registries, Err(away()), later);
+    assert_eq!(affected, Affected::None, "nothing new");
+    // What it said of images stands.
+    let facts = follower.facts(&key("a"), later);
+    assert_eq!(facts.away, Some(PROBE));
+    assert_eq!(facts.images["nginx"].state, PrefetchState::Done);
+
+    let back = later + PROBE;
+    follower.ask(8, back);
+    let answer = Ok(Answer::Registries(Vec::new()));
+    assert_eq!(
+        follower.answer(&Question::Registries, answer, back),
+        Affected::All
+    );
+    started(&mut follower, back);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l24_a_refresh_is_posted_once_however_often_it_is_built() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    let plain = request(&["nginx"], "linux/amd64");
+    let refresh = PrefetchRequest {
+        refresh: true,
+        ..plain.clone()
+    };
+    follower.want(&key("a"), wanted(vec![plain.clone()]), start);
+    let look = started(&mut follower, start);
+    let done = || {
+        status(
+            PrefetchState::Done,
+            vec![image("nginx", PrefetchState::Done)],
+        )
+    };
+    follower.answer(&look, Ok(done()), start);
+
+    follower.want(&key("a"), wanted(vec![refresh.clone()]), start);
+    // It counts as handled before it was asked.
+    follower.want(&key("a"), wanted(vec![plain.clone()]), start);
+    let questions = follower.ask(8, start);
+    let [Question::Start(_, asked)] = &questions[..] else {
+        panic!("{questions:?}");
+    };
+    assert!(asked.refresh);
+    follower.answer(&questions[0], Ok(Answer::Started("1".to_owned())), start);
+    follower.want(&key("a"), wanted(vec![plain]), start);
+    follower.answer(&look, Ok(done()), start);
+    assert_eq!(follower.ask(8, start), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pins_are_renewed_and_go_with_the_object() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    follower.want(&key("a"), wanted(Vec::new()), start);
+    let questions = follower.ask(8, start);
+    assert!(matches!(&questions[..], [Question::Pin(_, source, _)] if source == "operator/ml/a"));
+    follower.answer(&questions[0], Ok(Answer::Done), start);
+
+    let mut more = wanted(Vec::new());
+    more.pins.images.push("alpine".to_owned());
+    follower.want(&key("a"), more, start);
+    let questions = follower.ask(8, start);
+    assert!(matches!(&questions[..], [Question::Pin(_, _, pin)] if pin.images.len() == 2));
+    follower.answer(&questions[0], Ok(Answer::Done), start);
+    assert_eq!(follower.objects[&key("a")].next(), Some(start + PINS));
+
+    follower.forget(&key("a"), "operator/ml/a".to_owned(), start);
+    let unpin = Question::Unpin("operator/ml/a".to_owned());
+    assert_eq!(follower.ask(8, start), [unpin.clone()]);
+    let busy = RegistryError::Busy {
+        status: 503,
+        reason: String::new(),
+    };
+    follower.answer(&unpin, Err(busy), start);
+    assert_eq!(follower.ask(8, start), []);
+    assert_eq!(follower.ask(8, start + BUSY), [unpin.clone()]);
+    follower.answer(&unpin, Ok(Answer::Done), start);
+    assert_eq!(follower.next(), Some(start + REGISTRIES));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_for_two_platforms_is_there_when_both_are() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    let prefetch = vec![
+        request(&["nginx"], "linux/amd64"),
+        request(&["nginx"], "linux/arm64"),
+    ];
+    follower.want(&key("a"), wanted(prefetch), start);
+    let jobs = &mut follower.objects.get_mut(&key("a")).unwrap().jobs;
+    jobs[0].images = vec![image("nginx", PrefetchState::Done)];
+    jobs[1].images = vec![image("nginx", PrefetchState::Running)];
+    let facts = follower.facts(&key("a"), start);
+    assert_eq!(facts.images["nginx"].state, PrefetchState::Running);
+    assert_eq!(facts.images["nginx"].bytes_total, 20);
+    assert_eq!(facts.images["nginx"].size_bytes, 7);
+}
