@@ -7,4 +7,6 @@ pub mod lease;
 pub mod node_cache;
 #[cfg(test)]
 pub(crate) mod test_support;
+pub mod queue;
 pub mod registry;
+pub mod watch;
