@@ -1,9 +1,13 @@
 //! Calls of the Kubernetes API: each has a deadline, since the client has none, and fails in one of a few ways.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
+use kube::Api;
+use kube::api::ListParams;
 use kube::core::Status;
 use prometheus_client::encoding::EncodeLabelValue;
+use serde::de::DeserializeOwned;
 
 /// How long one call may take. Shorter than a leader may go without renewing its lease.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(8);
@@ -89,6 +93,34 @@ pub async fn find<T>(
         Err(error) => Err(error),
     }
 }
+
+/// All objects of a kind as the API server has them now, page by page.
+pub async fn list<K>(api: &Api<K>) -> Result<Vec<K>, ApiError>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    list_with(api, ListParams::default()).await
+}
+
+/// The same for a selection.
+pub async fn list_with<K>(api: &Api<K>, selection: ListParams) -> Result<Vec<K>, ApiError>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let mut all = Vec::new();
+    let mut params = selection.limit(PAGE);
+    loop {
+        let page = call(api.list(&params)).await?;
+        all.extend(page.items);
+        match page.metadata.continue_ {
+            Some(token) if !token.is_empty() => params = params.continue_token(&token),
+            _ => return Ok(all),
+        }
+    }
+}
+
+/// Objects per answer: one has to arrive within the deadline.
+const PAGE: u32 = 500;
 
 #[cfg(test)]
 mod tests {

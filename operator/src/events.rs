@@ -121,20 +121,8 @@ mod tests {
 
     #[test]
     fn an_event_points_at_its_object() {
-        let mut object = ImageCache::new(
-            "inference",
-            coral_schema::crd::ImageCacheSpec {
-                sets: Vec::new(),
-                suspend: false,
-                image_pull_secrets: None,
-                registry_policy: Default::default(),
-                refresh: Default::default(),
-                rollout: Default::default(),
-                retry: Default::default(),
-                retention: Default::default(),
-                scheduling: None,
-            },
-        );
+        let spec = serde_json::from_value(serde_json::json!({ "sets": [] })).unwrap();
+        let mut object = ImageCache::new("inference", spec);
         object.metadata.namespace = Some("ml".to_owned());
         object.metadata.uid = Some("1-2".to_owned());
         let happening = Happening {

@@ -15,6 +15,7 @@
 //! Beside them: [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
 //! for on each node.
 
+pub mod apply;
 pub mod assign;
 pub mod build;
 pub mod dereference;

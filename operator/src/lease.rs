@@ -60,6 +60,11 @@ impl Candidate {
         }
     }
 
+    /// Who this is.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
     /// Waits until the lease is ours. An API server that fails is asked again, for ever.
     pub async fn acquire(&self) -> Tenure {
         let mut sighting = None;

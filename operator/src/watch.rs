@@ -149,7 +149,31 @@ pub fn watch<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    watcher(api, watcher::Config::default().timeout(seconds(WATCH)))
+    follow(api, watcher::Config::default(), prune)
+}
+
+/// The same for the one object of a name.
+pub fn watch_one<K>(
+    api: Api<K>,
+    name: &str,
+    prune: impl FnMut(&mut K) + Send + 'static,
+) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    follow(api, config, prune)
+}
+
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    prune: impl FnMut(&mut K) + Send + 'static,
+) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    watcher(api, config.timeout(seconds(WATCH)))
         .default_backoff()
         .modify(prune)
         .filter_map(|event| async move {

@@ -75,6 +75,8 @@ struct Job {
     request: PrefetchRequest,
     id: Option<String>,
     over: bool,
+    /// The registry took it with `refresh`.
+    refreshed: bool,
     /// Jobs in a row that ended with a failure.
     failures: u32,
     /// When to ask the next thing about it; nothing when it is done.
@@ -133,6 +135,13 @@ impl Follower {
     /// What an object asks for now.
     pub fn want(&mut self, key: &ObjectKey, wanted: CacheRequests, now: Instant) {
         let CacheRequests { prefetch, pins } = wanted;
+        if prefetch.is_empty() && pins.images.is_empty() {
+            // It is being deleted.
+            if self.objects.contains_key(key) {
+                self.forget(key, pins.source, now);
+            }
+            return;
+        }
         self.unpin.remove(&pins.source);
         let Some(followed) = self.objects.get_mut(key) else {
             let jobs = prefetch.into_iter().map(|request| Job::new(request, now));
@@ -157,6 +166,12 @@ impl Follower {
                 None => Job::replacing(&before, request, now),
             });
         }
+    }
+
+    /// Did the registry take every job that the object asks for, anew where it wants that?
+    pub fn took(&self, key: &ObjectKey) -> bool {
+        let mut jobs = self.objects.get(key).into_iter().flat_map(|it| &it.jobs);
+        jobs.all(|job| !job.request.refresh || job.refreshed)
     }
 
     /// The object is gone, and its pins go, too.
@@ -373,7 +388,8 @@ impl Followed {
             Ok(Answer::Started(id)) => {
                 job.id = Some(id);
                 job.due = Some(now + FIRST_LOOK);
-                false
+                job.refreshed = job.request.refresh;
+                job.refreshed
             }
             Ok(Answer::Progress(status)) => job.progress(status, now),
             Ok(Answer::Registries(_) | Answer::Done) => false,
@@ -405,6 +421,7 @@ impl Job {
             request,
             id: None,
             over: false,
+            refreshed: false,
             failures: 0,
             due: Some(now),
             images: Vec::new(),
@@ -430,13 +447,12 @@ impl Job {
     }
 
     /// Goes on, unless the upstream is to be asked anew.
-    fn reuse(mut self, mut request: PrefetchRequest, now: Instant) -> Self {
+    fn reuse(mut self, request: PrefetchRequest, now: Instant) -> Self {
         if request.refresh && !self.request.refresh {
             self.id = None;
             self.due = Some(now);
+            self.refreshed = false;
         }
-        // Not asked yet: the wish for an anew look stands, though it counts as handled.
-        request.refresh |= self.request.refresh && self.id.is_none();
         self.request = request;
         self
     }

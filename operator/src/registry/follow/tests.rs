@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use coral_schema::admin::PrefetchReason;
 use coral_schema::oci::Digest;
 
@@ -96,7 +98,7 @@ async fn a_job_is_posted_and_looked_at_until_it_is_over() {
     let look = started(&mut follower, start);
 
     let now = follower.next().unwrap();
-    assert_eq!(follower.ask(8, now), [look.clone()]);
+    assert_eq!(follower.ask(8, now), from_ref(&look));
     let running = status(
         PrefetchState::Running,
         vec![image("nginx", PrefetchState::Running)],
@@ -110,7 +112,7 @@ async fn a_job_is_posted_and_looked_at_until_it_is_over() {
     assert_eq!(facts.away, None);
 
     let now = now + LOOK;
-    assert_eq!(follower.ask(8, now), [look.clone()]);
+    assert_eq!(follower.ask(8, now), from_ref(&look));
     let done = status(
         PrefetchState::Done,
         vec![image("nginx", PrefetchState::Done)],
@@ -142,7 +144,7 @@ async fn a_forgotten_job_is_posted_again_and_keeps_what_is_known() {
     );
     follower.answer(&look, Ok(running), start);
     let now = start + LOOK;
-    assert_eq!(follower.ask(8, now), [look.clone()]);
+    assert_eq!(follower.ask(8, now), from_ref(&look));
     follower.answer(&look, Err(RegistryError::Forgotten), now);
     assert!(matches!(&follower.ask(8, now)[..], [Question::Start(..)]));
     assert_eq!(follower.facts(&key("a"), now).images.len(), 1);
@@ -240,18 +242,27 @@ async fn l24_a_refresh_is_posted_once_however_often_it_is_built() {
     };
     follower.answer(&look, Ok(done()), start);
 
+    // Until it counts as handled every look asks for it again.
     follower.want(&key("a"), wanted(vec![refresh.clone()]), start);
-    // It counts as handled before it was asked.
-    follower.want(&key("a"), wanted(vec![plain.clone()]), start);
+    follower.want(&key("a"), wanted(vec![refresh.clone()]), start);
+    assert!(!follower.took(&key("a")));
     let questions = follower.ask(8, start);
     let [Question::Start(_, asked)] = &questions[..] else {
         panic!("{questions:?}");
     };
     assert!(asked.refresh);
-    follower.answer(&questions[0], Ok(Answer::Started("1".to_owned())), start);
-    follower.want(&key("a"), wanted(vec![plain]), start);
+    let answer = Ok(Answer::Started("1".to_owned()));
+    let affected = follower.answer(&questions[0], answer, start);
+    assert_eq!(affected, Affected::One(key("a")), "its status says so");
+    assert!(follower.took(&key("a")));
+    follower.want(&key("a"), wanted(vec![refresh.clone()]), start);
     follower.answer(&look, Ok(done()), start);
+    follower.want(&key("a"), wanted(vec![plain]), start);
     assert_eq!(follower.ask(8, start), []);
+    // The next one is another one.
+    follower.want(&key("a"), wanted(vec![refresh]), start);
+    assert!(!follower.took(&key("a")));
+    assert_eq!(follower.ask(8, start).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,14 +284,14 @@ async fn pins_are_renewed_and_go_with_the_object() {
 
     follower.forget(&key("a"), "operator/ml/a".to_owned(), start);
     let unpin = Question::Unpin("operator/ml/a".to_owned());
-    assert_eq!(follower.ask(8, start), [unpin.clone()]);
+    assert_eq!(follower.ask(8, start), from_ref(&unpin));
     let busy = RegistryError::Busy {
         status: 503,
         reason: String::new(),
     };
     follower.answer(&unpin, Err(busy), start);
     assert_eq!(follower.ask(8, start), []);
-    assert_eq!(follower.ask(8, start + BUSY), [unpin.clone()]);
+    assert_eq!(follower.ask(8, start + BUSY), from_ref(&unpin));
     follower.answer(&unpin, Ok(Answer::Done), start);
     assert_eq!(follower.next(), Some(start + REGISTRIES));
 }

@@ -1,0 +1,277 @@
+//! The leader: one loop that takes in what the API server and the registry say, looks at what that affects, and writes
+//! what came out different.
+//!
+//! Nothing but the API server's objects is remembered between two leaders. Decisions are made in the loop, by pure steps;
+//! calls run beside it, each with a deadline, at most so many at once, at most one write per object. So a slow API server
+//! delays writes and never the loop.
+//!
+//! | Part | Does |
+//! |---|---|
+//! | [`world`] | what the watches told, as facts, and what each change affects |
+//! | [`objects`] | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its status and finalizer |
+//! | [`nodes`] | looks at one node: merges wishes, writes its `NodeCache` |
+//! | [`calls`] | the calls on their way, and what their answers mean |
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coral_schema::crd::ImageCacheStatus;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use kube::Client;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::calls::Call;
+use self::world::{Mark, World};
+use crate::app::Settings;
+use crate::events::Limiter;
+use crate::image_cache::assign::Slots;
+use crate::node_cache::wishes::{ObjectKey, Wishes};
+use crate::queue::Queue;
+use crate::registry::follow::{Affected, Follower};
+
+mod calls;
+mod metrics;
+mod nodes;
+mod objects;
+mod world;
+
+pub use self::metrics::Metrics;
+
+/// Everything that one leader knows and does.
+pub struct Leader {
+    client: Client,
+    settings: Arc<Settings>,
+    metrics: Metrics,
+    world: World,
+    cache: Follower,
+    wishes: Wishes,
+    slots: Slots,
+    /// Statuses as last computed, written or not.
+    statuses: HashMap<ObjectKey, ImageCacheStatus>,
+    counts: HashMap<ObjectKey, metrics::Images>,
+    told: Limiter,
+    due: Due,
+    /// When every object was looked at with all that is to be known; no `NodeCache` is written before.
+    open: Opening,
+    calls: FuturesUnordered<Call>,
+    /// Objects and nodes that are being written.
+    writing: HashSet<Writing>,
+}
+
+/// What is to be looked at.
+#[derive(Debug)]
+struct Due {
+    objects: Queue<ObjectKey>,
+    nodes: Queue<Arc<str>>,
+    statuses: Queue<ObjectKey>,
+}
+
+/// May `NodeCache`s be written yet?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// The watches have not told everything.
+    Listing,
+    /// Objects are looked at; the registry has not answered. At the latest then.
+    Waiting(Instant),
+    /// Yes.
+    Open,
+}
+
+/// Who is written at most once at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Writing {
+    Object(ObjectKey),
+    Node(Arc<str>),
+}
+
+impl Leader {
+    /// Knows nothing yet.
+    pub fn new(client: Client, settings: Arc<Settings>, metrics: Metrics) -> Self {
+        let now = Instant::now();
+        Self {
+            world: World::new(&settings, now),
+            cache: Follower::new(now),
+            wishes: Wishes::default(),
+            slots: Slots::new(settings.max_concurrent_nodes),
+            statuses: HashMap::new(),
+            counts: HashMap::new(),
+            told: Limiter::default(),
+            due: Due {
+                objects: Queue::new(OBJECT_PAUSE),
+                nodes: Queue::new(NODE_PAUSE),
+                statuses: Queue::new(STATUS_PAUSE),
+            },
+            open: Opening::Listing,
+            calls: FuturesUnordered::new(),
+            writing: HashSet::new(),
+            client,
+            settings,
+            metrics,
+        }
+    }
+
+    /// Works until `stop`; then lets the calls end that are on their way. Dropping this future drops them, too.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut watches = world::watches(&self.client, &self.settings);
+        loop {
+            let wake = self.next();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(seen) = watches.next() => {
+                    let marks = self.world.take_in(seen, Instant::now());
+                    self.mark(marks);
+                }
+                Some(answer) = self.calls.next(), if !self.calls.is_empty() => self.answered(answer),
+                () = sleep_until(wake) => {}
+            }
+            self.work(Instant::now());
+        }
+        let rest = async { while self.calls.next().await.is_some() {} };
+        if timeout(LAST_CALLS, rest).await.is_err() {
+            tracing::warn!("some writes did not end in time");
+        }
+    }
+
+    /// When something is due; an hour is as good as never.
+    fn next(&self) -> Instant {
+        let now = Instant::now();
+        let mut all = vec![now + Duration::from_hours(1)];
+        let waits = match self.open {
+            Opening::Listing => None,
+            Opening::Waiting(until) => Some(until),
+            Opening::Open => self.due.nodes.next(),
+        };
+        if self.open != Opening::Listing {
+            all.extend(self.due.objects.next());
+            all.extend(self.due.statuses.next());
+        }
+        all.extend(waits);
+        if self.calls.len() < MOST_CALLS {
+            all.extend(self.cache.next());
+        } else {
+            // Whatever is due waits for an answer.
+            all.retain(|at| *at > now);
+        }
+        all.into_iter().min().unwrap_or(now)
+    }
+
+    /// Looks at what is due.
+    fn work(&mut self, now: Instant) {
+        if self.open == Opening::Listing && self.world.is_complete() {
+            self.first_look(now);
+        }
+        if self.open != Opening::Listing {
+            while let Some(key) = self.due.objects.take(now) {
+                self.look_at_object(&key, now);
+            }
+            self.open_up(now);
+            self.write_statuses(now);
+        }
+        if self.open == Opening::Open {
+            self.write_nodes(now);
+        }
+        self.ask_registry(now);
+    }
+
+    /// Everything is known: slots that are taken are counted before any is given away.
+    fn first_look(&mut self, now: Instant) {
+        self.open = Opening::Waiting(now + OPEN_WITHIN);
+        let keys: Vec<ObjectKey> = self.world.object_keys();
+        for key in &keys {
+            self.wishes.keep(key);
+            self.count_slots(key, now);
+        }
+        for key in keys {
+            self.due.objects.mark(&key, now);
+        }
+        self.mark(vec![Mark::AllNodes]);
+        tracing::info!(
+            image_caches = self.world.objects.len(),
+            nodes = self.world.facts.len(),
+            "the cluster is read"
+        );
+    }
+
+    /// Writes may begin when every object was looked at, with the registry's word on what it serves.
+    fn open_up(&mut self, now: Instant) {
+        if let Opening::Waiting(until) = self.open
+            && (self.cache.registries().is_some() || until <= now)
+            && self.due.objects.next().is_none_or(|next| next > now)
+        {
+            self.open = Opening::Open;
+        }
+    }
+
+    fn mark(&mut self, marks: Vec<Mark>) {
+        let now = Instant::now();
+        for mark in marks {
+            match mark {
+                Mark::Object(key) => self.due.objects.mark(&key, now),
+                Mark::AllObjects => {
+                    for key in self.world.object_keys() {
+                        self.due.objects.mark(&key, now);
+                    }
+                }
+                Mark::Node(node) => self.due.nodes.mark(&node, now),
+                Mark::AllNodes => {
+                    for node in self.world.node_names() {
+                        self.due.nodes.mark(&node, now);
+                    }
+                }
+                Mark::Warm(took) => self.metrics.time_to_warm.observe(took.as_secs_f64()),
+            }
+        }
+    }
+
+    fn ask_registry(&mut self, now: Instant) {
+        let room = MOST_CALLS
+            .saturating_sub(self.calls.len())
+            .min(MOST_QUESTIONS);
+        if room == 0 {
+            return;
+        }
+        for question in self.cache.ask(room, now) {
+            self.calls
+                .push(calls::ask(&self.settings.registry, question));
+        }
+    }
+
+    fn registry_said(&mut self, affected: Affected) {
+        self.metrics
+            .registry_reachable
+            .set(i64::from(self.cache.is_reachable()));
+        match affected {
+            Affected::None => {}
+            Affected::One(key) => self.mark(vec![Mark::Object(key)]),
+            Affected::All => self.mark(vec![Mark::AllObjects, Mark::AllNodes]),
+        }
+    }
+}
+
+impl fmt::Debug for Leader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leader")
+            .field("open", &self.open)
+            .field("calls", &self.calls.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Between two looks at an object: a look at thousands of nodes takes a tenth of it.
+const OBJECT_PAUSE: Duration = Duration::from_secs(1);
+/// Between two writes of a `NodeCache`: grants of several objects become one write.
+const NODE_PAUSE: Duration = Duration::from_millis(500);
+/// Between two writes of a status (L20).
+const STATUS_PAUSE: Duration = Duration::from_secs(2);
+/// The first `NodeCache` is written at the latest so long after everything was read.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
+/// Calls at once, of all kinds: the API server's fairness gives one client few more.
+const MOST_CALLS: usize = 32;
+/// Questions to the registry per round.
+const MOST_QUESTIONS: usize = 8;
+/// Longer than any call.
+const LAST_CALLS: Duration = Duration::from_secs(12);

@@ -1,0 +1,320 @@
+//! What the API server has, made into facts, and what has to be looked at when it changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coral_schema::crd::node_cache::NodeCacheStatus;
+use coral_schema::crd::{ImageCache, NodeCache, PAUSED_ANNOTATION, REFRESH_ANNOTATION};
+use futures::stream::{BoxStream, SelectAll};
+use futures::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, Resource as _, ResourceExt as _};
+use tokio::time::Instant;
+
+use crate::address::Host;
+use crate::app::Settings;
+use crate::image_cache::dereference::{NodeFacts, Nodes};
+use crate::node_cache::wishes::{ObjectKey, Owner};
+use crate::watch::{self, Change, Objects};
+
+/// Everything that is watched.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) objects: Objects<ImageCache>,
+    pub(super) caches: Objects<NodeCache>,
+    nodes: Objects<Node>,
+    /// The registry's, if nodes reach it by one.
+    services: Option<Objects<Service>>,
+    pub(super) facts: Nodes,
+    start: Instant,
+}
+
+/// An event of one of the watches.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on its way into the world"
+)]
+pub(super) enum Seen {
+    Object(Event<ImageCache>),
+    Cache(Event<NodeCache>),
+    Node(Event<Node>),
+    Service(Event<Service>),
+}
+
+/// What has to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Mark {
+    Object(ObjectKey),
+    AllObjects,
+    Node(Arc<str>),
+    AllNodes,
+    /// A node's warmer says for the first time that it holds everything, so long after the node became Ready.
+    Warm(Duration),
+}
+
+impl World {
+    pub(super) fn new(settings: &Settings, start: Instant) -> Self {
+        let watches_service = matches!(
+            settings.address.as_ref().map(|address| &address.host),
+            Some(Host::Service(_))
+        );
+        Self {
+            objects: Objects::default(),
+            caches: Objects::default(),
+            nodes: Objects::default(),
+            services: watches_service.then(Objects::default),
+            facts: Nodes::new(),
+            start,
+        }
+    }
+
+    /// Has every watch told what there is?
+    pub(super) fn is_complete(&self) -> bool {
+        self.objects.is_complete()
+            && self.caches.is_complete()
+            && self.nodes.is_complete()
+            && self.services.as_ref().is_none_or(Objects::is_complete)
+    }
+
+    /// The Service behind which the registry is.
+    pub(super) fn service(&self) -> Option<&Service> {
+        let services = self.services.as_ref()?;
+        services.iter().next().map(Arc::as_ref)
+    }
+
+    pub(super) fn object_keys(&self) -> Vec<ObjectKey> {
+        self.objects
+            .iter()
+            .map(|object| object_key(object))
+            .collect()
+    }
+
+    /// Nodes, and `NodeCache`s whose nodes are gone.
+    pub(super) fn node_names(&self) -> Vec<Arc<str>> {
+        let caches = self.caches.iter().map(|cache| cache.name_any());
+        let orphans = caches.filter(|name| !self.facts.contains_key(name.as_str()));
+        let orphans = orphans.map(Into::into);
+        self.facts.keys().cloned().chain(orphans).collect()
+    }
+
+    pub(super) fn uptime(&self, now: Instant) -> Duration {
+        now.duration_since(self.start)
+    }
+
+    /// Takes an event in.
+    pub(super) fn take_in(&mut self, seen: Seen, now: Instant) -> Vec<Mark> {
+        match seen {
+            Seen::Object(event) => {
+                let changes = self.objects.apply(event);
+                changes.iter().filter_map(object_changed).collect()
+            }
+            Seen::Cache(event) => {
+                let changes = self.caches.apply(event);
+                let changes = changes.iter();
+                changes
+                    .flat_map(|change| self.cache_changed(change, now))
+                    .collect()
+            }
+            Seen::Node(event) => {
+                let changes = self.nodes.apply(event);
+                let changes = changes.iter();
+                changes
+                    .flat_map(|change| self.node_changed(&change.key.1, now))
+                    .collect()
+            }
+            Seen::Service(event) => {
+                let changed = self.services.as_mut().map(|services| services.apply(event));
+                let changed = changed.is_some_and(|changes| !changes.is_empty());
+                changed.then_some(Mark::AllNodes).into_iter().collect()
+            }
+        }
+    }
+
+    /// Our own write of a `NodeCache` was answered.
+    pub(super) fn written(&mut self, cache: NodeCache, now: Instant) -> Vec<Mark> {
+        let change = self.caches.put(cache);
+        let change = change.iter();
+        change
+            .flat_map(|change| self.cache_changed(change, now))
+            .collect()
+    }
+
+    fn cache_changed(&mut self, change: &Change<NodeCache>, now: Instant) -> Vec<Mark> {
+        let Change { key, before, after } = change;
+        let known = self.facts.get(key.1.as_str()).cloned();
+        self.renew_facts(&key.1, now);
+        let facts = self.facts.get(key.1.as_str());
+        let owners = |facts: Option<&Arc<NodeFacts>>| -> Vec<ObjectKey> {
+            let owners = facts.into_iter().flat_map(|facts| &facts.owners);
+            owners
+                .filter_map(|owner| owner.parse::<Owner>().ok())
+                .map(|owner| owner.object)
+                .collect()
+        };
+        let (before, after) = (before.as_deref(), after.as_deref());
+        let mut marks = Vec::new();
+        if is_spec_affected(before, after) {
+            marks.push(Mark::Node(key.1.as_str().into()));
+        }
+        if says_another_thing(before, after) {
+            let mut all = [owners(known.as_ref()), owners(facts)].concat();
+            // What is being deleted owns nothing any more, and waits for nodes.
+            let deleted = self.objects.iter().filter(|object| is_deleted(object));
+            all.extend(deleted.map(|object| object_key(object)));
+            all.sort_unstable();
+            all.dedup();
+            marks.extend(all.into_iter().map(Mark::Object));
+        }
+        marks.extend(
+            facts
+                .and_then(|facts| warm_after(before, after?, facts))
+                .map(Mark::Warm),
+        );
+        marks
+    }
+
+    fn node_changed(&mut self, name: &str, now: Instant) -> Vec<Mark> {
+        let known = self.facts.get(name).cloned();
+        self.renew_facts(name, now);
+        if !matters(known.as_deref(), self.facts.get(name).map(Arc::as_ref)) {
+            return Vec::new();
+        }
+        vec![Mark::Node(name.into()), Mark::AllObjects]
+    }
+
+    fn renew_facts(&mut self, name: &str, now: Instant) {
+        let uptime = self.uptime(now);
+        let Some(node) = self.nodes.get("", name) else {
+            self.facts.remove(name);
+            return;
+        };
+        let cache = self.caches.get("", name).cloned();
+        let before = self.facts.get(name).map(Arc::as_ref);
+        let facts = Arc::new(NodeFacts::new(node, cache, before, uptime));
+        self.facts.insert(Arc::clone(&facts.name), facts);
+    }
+}
+
+/// All watches as one. Nodes are pruned to what facts are made of.
+pub(super) fn watches(client: &Client, settings: &Settings) -> SelectAll<BoxStream<'static, Seen>> {
+    let prune = watch::prune_metadata;
+    let objects = watch::watch(Api::<ImageCache>::all(client.clone()), prune);
+    let caches = watch::watch(Api::<NodeCache>::all(client.clone()), watch::prune_metadata);
+    let nodes = watch::watch(Api::<Node>::all(client.clone()), prune_node);
+    let mut all = vec![
+        objects.map(Seen::Object).boxed(),
+        caches.map(Seen::Cache).boxed(),
+        nodes.map(Seen::Node).boxed(),
+    ];
+    if let Some(Host::Service(name)) = settings.address.as_ref().map(|it| &it.host) {
+        let api = Api::<Service>::namespaced(client.clone(), &settings.namespace);
+        let service = watch::watch_one(api, name, watch::prune_metadata);
+        all.push(service.map(Seen::Service).boxed());
+    }
+    stream::select_all(all)
+}
+
+fn prune_node(node: &mut Node) {
+    watch::prune_metadata(node);
+    if let Some(annotations) = &mut node.metadata.annotations {
+        annotations.retain(|name, _| name == PAUSED_ANNOTATION);
+    }
+    if let Some(status) = node.status.take() {
+        let mut conditions = status.conditions.unwrap_or_default();
+        conditions.retain(|condition| condition.type_ == "Ready");
+        node.status = Some(k8s_openapi::api::core::v1::NodeStatus {
+            conditions: Some(conditions),
+            ..Default::default()
+        });
+    }
+}
+
+pub(super) fn object_key(object: &ImageCache) -> ObjectKey {
+    ObjectKey {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    }
+}
+
+fn is_deleted(object: &ImageCache) -> bool {
+    object.meta().deletion_timestamp.is_some()
+}
+
+/// A status is our own word.
+fn object_changed(change: &Change<ImageCache>) -> Option<Mark> {
+    let Change { key, before, after } = change;
+    let asked = |object: &ImageCache| {
+        (
+            object.uid(),
+            object.metadata.generation,
+            is_deleted(object),
+            object.annotations().get(REFRESH_ANNOTATION).cloned(),
+            object.finalizers().to_vec(),
+        )
+    };
+    if before.as_deref().map(asked) == after.as_deref().map(asked) {
+        return None;
+    }
+    Some(Mark::Object(ObjectKey {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+    }))
+}
+
+/// May the node's spec have to be another one? Who changed it, or answered what it asks to purge.
+fn is_spec_affected(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
+    let asked = |cache: &NodeCache| {
+        (
+            cache.uid(),
+            cache.metadata.generation,
+            cache.status.as_ref().map(|status| status.purge.clone()),
+        )
+    };
+    before.map(asked) != after.map(asked)
+}
+
+/// Do objects have to look at the node again?
+fn says_another_thing(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
+    let said = |cache: Option<&NodeCache>| -> Option<NodeCacheStatus> {
+        let status = cache?.status.as_ref()?;
+        Some(NodeCacheStatus {
+            image_fs: None,
+            ..status.clone()
+        })
+    };
+    let spec = |cache: Option<&NodeCache>| cache.map(|cache| cache.spec.clone());
+    said(before) != said(after) || spec(before) != spec(after)
+}
+
+/// How long after its node became Ready it held everything, when it says so for the first time.
+fn warm_after(
+    before: Option<&NodeCache>,
+    after: &NodeCache,
+    facts: &NodeFacts,
+) -> Option<Duration> {
+    let first = |cache: &NodeCache| {
+        let status = cache.status.as_ref()?;
+        status.first_ready_time.as_ref().map(|time| time.0)
+    };
+    // What an operator finds when it starts happened before.
+    if first(before?).is_some() {
+        return None;
+    }
+    let took = first(after)?.duration_since(facts.ready_changed?);
+    Duration::try_from(took).ok()
+}
+
+/// Would any object look at it differently?
+fn matters(before: Option<&NodeFacts>, after: Option<&NodeFacts>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return before.is_some() != after.is_some();
+    };
+    before.uid != after.uid
+        || before.labels != after.labels
+        || before.taints != after.taints
+        || before.ready != after.ready
+        || before.ready_changed != after.ready_changed
+        || before.paused != after.paused
+}
