@@ -16,6 +16,7 @@ mod images;
 mod kill;
 mod kubernetes;
 mod line;
+mod operator;
 mod outages;
 mod refusals;
 mod token;
