@@ -9,6 +9,7 @@ mod clients;
 mod cluster;
 mod containerd;
 mod coral;
+mod definitions;
 mod disk;
 mod docker;
 mod harness;

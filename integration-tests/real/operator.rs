@@ -225,7 +225,7 @@ impl Operator {
     }
 }
 
-async fn client(kubeconfig: &std::path::Path) -> Client {
+pub(crate) async fn client(kubeconfig: &std::path::Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(PathBuf::from(kubeconfig)).unwrap();
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options);
@@ -294,6 +294,21 @@ async fn from_an_image_cache_to_node_caches_and_back_to_its_status() {
             .all(|entry| entry.cached && entry.digest.is_some())
     );
     assert_eq!(status.entries[0].ready_nodes, 2);
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn what_people_see_and_nodes_that_join_and_leave() {
+    let scene = Scene::new().await;
+    let image = Image::new(1, &[1000]);
+    scene.upstream.publish("team/app", "1", &image);
+    scene.node("node1", "gpu").await;
+    let operator = scene.operator("first").await;
+    let spec = json!({ "sets": [{ "name": "all", "images": [reference("1")], "nodes": {} }] });
+    scene.image_cache("inference", &spec).await.unwrap();
+    scene.told("node1", &[&reference("1")]).await;
+    scene.warm("node1").await;
+    scene.says("inference", "True", "Warm").await;
     let table = scene
         .plane
         .kubectl(&["get", "ic", "-o", "wide"])
