@@ -275,3 +275,6 @@ const MOST_CALLS: usize = 32;
 const MOST_QUESTIONS: usize = 8;
 /// Longer than any call.
 const LAST_CALLS: Duration = Duration::from_secs(12);
+
+#[cfg(test)]
+mod tests;
