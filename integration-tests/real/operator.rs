@@ -532,5 +532,15 @@ async fn an_operator_is_ready_once_the_definitions_are_its_own() {
         (readyz().await.0 == 200).then_some(())
     })
     .await;
+    let metrics = reqwest::get(format!("http://{}/metrics", operator.admin));
+    let metrics = metrics.await.unwrap().text().await.unwrap();
+    for name in [
+        "leading",
+        "registry_reachable",
+        "time_to_warm_seconds_count",
+    ] {
+        let line = format!("\ncoral_operator_{name} ");
+        assert!(metrics.contains(&line), "{name} is not in {metrics}");
+    }
     operator.stop().await;
 }

@@ -58,6 +58,10 @@ pub struct Leader {
     /// When every object was looked at with all that is to be known; no `NodeCache` is written before.
     open: Opening,
     calls: FuturesUnordered<Call>,
+    /// Of these, questions to the registry: a slow one must not keep the API server waiting.
+    questions: usize,
+    /// Who wanted an image removed from a node, while the node has not answered.
+    purging: HashMap<(Arc<str>, String), Vec<ObjectKey>>,
     /// Objects and nodes that are being written.
     writing: HashSet<Writing>,
 }
@@ -107,6 +111,8 @@ impl Leader {
             },
             open: Opening::Listing,
             calls: FuturesUnordered::new(),
+            questions: 0,
+            purging: HashMap::new(),
             writing: HashSet::new(),
             client,
             settings,
@@ -150,9 +156,10 @@ impl Leader {
             all.extend(self.due.statuses.next());
         }
         all.extend(waits);
-        if self.calls.len() < MOST_CALLS {
+        if self.questions < MOST_QUESTIONS {
             all.extend(self.cache.next());
-        } else {
+        }
+        if self.calls.len() >= MOST_CALLS {
             // Whatever is due waits for an answer.
             all.retain(|at| *at > now);
         }
@@ -222,19 +229,20 @@ impl Leader {
                         self.due.nodes.mark(&node, now);
                     }
                 }
+                Mark::Outcome(node, outcome) => self.tell_outcome(&node, &outcome),
                 Mark::Warm(took) => self.metrics.time_to_warm.observe(took.as_secs_f64()),
             }
         }
     }
 
     fn ask_registry(&mut self, now: Instant) {
-        let room = MOST_CALLS
-            .saturating_sub(self.calls.len())
-            .min(MOST_QUESTIONS);
+        let room = MOST_CALLS.saturating_sub(self.calls.len());
+        let room = room.min(MOST_QUESTIONS.saturating_sub(self.questions));
         if room == 0 {
             return;
         }
         for question in self.cache.ask(room, now) {
+            self.questions += 1;
             self.calls
                 .push(calls::ask(&self.settings.registry, question));
         }
@@ -271,7 +279,7 @@ const STATUS_PAUSE: Duration = Duration::from_secs(2);
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// Calls at once, of all kinds: the API server's fairness gives one client few more.
 const MOST_CALLS: usize = 32;
-/// Questions to the registry per round.
+/// Questions to the registry among them.
 const MOST_QUESTIONS: usize = 8;
 /// Longer than any call.
 const LAST_CALLS: Duration = Duration::from_secs(12);

@@ -21,9 +21,9 @@ pub mod leader;
 pub mod lease;
 pub mod metrics;
 pub mod node_cache;
-#[cfg(test)]
-pub(crate) mod test_support;
 pub mod queue;
 pub mod registry;
+#[cfg(test)]
+pub(crate) mod test_support;
 pub mod uninstall;
 pub mod watch;

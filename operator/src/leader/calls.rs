@@ -87,6 +87,7 @@ impl Leader {
                 }
             }
             Answered::Registry(question, answer) => {
+                self.questions = self.questions.saturating_sub(1);
                 let affected = self.cache.answer(&question, answer, now);
                 self.registry_said(affected);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::crd::Reason;
-use coral_schema::crd::node_cache::{Mirror, NodeCacheSpec};
+use coral_schema::crd::node_cache::{Mirror, NodeCacheSpec, PurgeOutcome, PurgeResult};
 use coral_schema::oci::ImageReference;
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use super::{Leader, MOST_CALLS, Writing};
 use crate::address::Host;
 use crate::node_cache::apply;
 use crate::node_cache::merge::{Circumstances, Cluster, Merged, merge};
-use crate::node_cache::wishes::ObjectKey;
+use crate::node_cache::wishes::{ObjectKey, Owner};
 
 impl Leader {
     /// As many as there is room for.
@@ -40,6 +40,7 @@ impl Leader {
         let wanted = self.world.facts.get(node).filter(|facts| facts.is_linux());
         let stored = self.world.caches.get("", node);
         let Some(facts) = wanted else {
+            self.purging.retain(|(other, _), _| other != node);
             if let Some(stored) = stored {
                 let (client, name, uid) = (self.client.clone(), Arc::clone(node), stored.uid());
                 let call = async move {
@@ -96,6 +97,7 @@ impl Leader {
     }
 
     fn write_spec(&mut self, node: &Arc<str>, spec: NodeCacheSpec) {
+        self.remember_purges(node, &spec);
         self.metrics.node_writes.inc();
         let (client, name) = (self.client.clone(), Arc::clone(node));
         let call = async move {
@@ -104,6 +106,37 @@ impl Leader {
         };
         self.writing.insert(Writing::Node(Arc::clone(node)));
         self.calls.push(call.boxed());
+    }
+
+    /// Who asked for a removal stands in the list that the image leaves, and nowhere later.
+    fn remember_purges(&mut self, node: &Arc<str>, spec: &NodeCacheSpec) {
+        let open: HashSet<&String> = spec.purge.iter().map(|wish| &wish.reference).collect();
+        self.purging
+            .retain(|(other, reference), _| other != node || open.contains(reference));
+        let stored = self.world.caches.get("", node);
+        for image in stored.into_iter().flat_map(|stored| &stored.spec.images) {
+            if open.contains(&image.reference) {
+                let owners = image.owners.iter().filter_map(|owner| owner.parse().ok());
+                let owners = owners.map(|owner: Owner| owner.object).collect();
+                let key = (Arc::clone(node), image.reference.clone());
+                self.purging.insert(key, owners);
+            }
+        }
+    }
+
+    /// An image that stays deserves an event.
+    pub(super) fn tell_outcome(&mut self, node: &Arc<str>, outcome: &PurgeOutcome) {
+        let key = (Arc::clone(node), outcome.reference.clone());
+        let objects = self.purging.remove(&key).unwrap_or_default();
+        let reason = match outcome.result {
+            PurgeResult::InUse => Reason::StillInUse,
+            PurgeResult::NotOurs => Reason::NotOurs,
+            PurgeResult::Purged | PurgeResult::Unknown => return,
+        };
+        let told = format!("{} stays on {node}; {}", outcome.reference, reason.remedy());
+        for key in objects {
+            self.tell(&key, reason, told.clone());
+        }
     }
 
     fn tell_in_use(&mut self, node: &str, reference: &str, objects: &[ObjectKey]) {

@@ -291,8 +291,16 @@ async fn l08_nothing_is_purged_while_pods_cannot_be_listed() {
         .await;
     let cache = scene.server.get("nodecaches", "", "node1").unwrap();
     assert_eq!(references(&cache["spec"]["purge"]), ["nginx"]);
-    let events = || scene.server.asked("POST /apis/events.k8s.io").len();
-    scene.until("told in an event", || events() > 0).await;
+    let events = || scene.server.told("ml", "StillInUse");
+    scene
+        .until("told in an event", || events().len() == 1)
+        .await;
+    sleep(Duration::from_mins(1)).await;
+    let outcome = json!({ "ref": "nginx", "result": "InUse", "time": "2026-01-01T00:00:00Z" });
+    scene.report("node1", &json!({ "purge": [outcome] }));
+    scene.until("told in another", || events().len() == 2).await;
+    let nginx = |note: &String| note.contains("nginx stays on node1");
+    assert!(events().iter().any(nginx));
 }
 
 #[tokio::test(start_paused = true)]

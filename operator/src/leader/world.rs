@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coral_schema::crd::node_cache::NodeCacheStatus;
+use coral_schema::crd::node_cache::{NodeCacheStatus, PurgeOutcome};
 use coral_schema::crd::{ImageCache, NodeCache, PAUSED_ANNOTATION, REFRESH_ANNOTATION};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{StreamExt as _, stream};
@@ -44,12 +44,14 @@ pub(super) enum Seen {
 }
 
 /// What has to be looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Mark {
     Object(ObjectKey),
     AllObjects,
     Node(Arc<str>),
     AllNodes,
+    /// A node's warmer answered a wish to remove an image.
+    Outcome(Arc<str>, PurgeOutcome),
     /// A node's warmer says for the first time that it holds everything, so long after the node became Ready.
     Warm(Duration),
 }
@@ -154,9 +156,12 @@ impl World {
                 .collect()
         };
         let (before, after) = (before.as_deref(), after.as_deref());
-        let mut marks = Vec::new();
+        let outcomes = new_outcomes(before, after);
+        let node: Arc<str> = key.1.as_str().into();
+        let outcomes = outcomes.map(|outcome| Mark::Outcome(Arc::clone(&node), outcome.clone()));
+        let mut marks: Vec<Mark> = outcomes.collect();
         if is_spec_affected(before, after) {
-            marks.push(Mark::Node(key.1.as_str().into()));
+            marks.push(Mark::Node(Arc::clone(&node)));
         }
         if says_another_thing(before, after) {
             let mut all = [owners(known.as_ref()), owners(facts)].concat();
@@ -286,6 +291,20 @@ fn says_another_thing(before: Option<&NodeCache>, after: Option<&NodeCache>) -> 
     };
     let spec = |cache: Option<&NodeCache>| cache.map(|cache| cache.spec.clone());
     said(before) != said(after) || spec(before) != spec(after)
+}
+
+/// What its warmer answered just now. What an operator finds when it starts was told before.
+fn new_outcomes<'a>(
+    before: Option<&'a NodeCache>,
+    after: Option<&'a NodeCache>,
+) -> impl Iterator<Item = &'a PurgeOutcome> {
+    let outcomes = |cache: Option<&'a NodeCache>| {
+        let status = cache.and_then(|cache| cache.status.as_ref());
+        status.into_iter().flat_map(|status| &status.purge)
+    };
+    let known: Vec<&PurgeOutcome> = outcomes(before).collect();
+    let after = after.filter(|_| before.is_some());
+    outcomes(after).filter(move |outcome| !known.contains(outcome))
 }
 
 /// How long after its node became Ready it held everything, when it says so for the first time.

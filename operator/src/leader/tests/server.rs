@@ -103,6 +103,16 @@ impl Server {
         asked.map(|(at, _)| *at).collect()
     }
 
+    /// Notes of the events with this reason.
+    pub(super) fn told(&self, namespace: &str, reason: &str) -> Vec<String> {
+        let state = self.state();
+        let events = state.objects.iter().filter(|((plural, of, _), event)| {
+            plural == "events" && of == namespace && event["reason"] == reason
+        });
+        let notes = events.map(|(_, event)| event["note"].as_str().unwrap().to_owned());
+        notes.collect()
+    }
+
     pub(super) fn break_down(&self, what: Option<&'static str>) {
         self.state().broken = what;
     }
@@ -167,7 +177,10 @@ impl Server {
         match (&head.method, &target.name) {
             (&Method::GET, None) if query.contains("watch=true") => self.watch(target, &query),
             (&Method::GET, None) => respond(&self.list(&target, &query)),
-            (&Method::POST, _) => respond(&body),
+            (&Method::POST, _) => {
+                self.put(&target.plural, &target.namespace, &body);
+                respond(&body)
+            }
             (&Method::GET, Some(name)) => {
                 let found = self.get(&target.plural, &target.namespace, name);
                 found.map_or_else(|| refuse(StatusCode::NOT_FOUND), |found| respond(&found))
