@@ -7,10 +7,11 @@
 //!
 //! | Part | Does |
 //! |---|---|
-//! | [`world`] | what the watches told, as facts, and what each change affects |
-//! | [`objects`] | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its status and finalizer |
-//! | [`nodes`] | looks at one node: merges wishes, writes its `NodeCache` |
-//! | [`calls`] | the calls on their way, and what their answers mean |
+//! | `world` | what the watches told, as facts, and what each change affects |
+//! | `objects` | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its wishes |
+//! | `reports` | what is said of it: status, events, finalizer |
+//! | `nodes` | looks at one node: merges wishes, writes its `NodeCache` |
+//! | `calls` | the calls on their way, and what their answers mean |
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -34,9 +35,11 @@ use crate::queue::Queue;
 use crate::registry::follow::{Affected, Follower};
 
 mod calls;
+mod changes;
 mod metrics;
 mod nodes;
 mod objects;
+mod reports;
 mod world;
 
 pub use self::metrics::Metrics;

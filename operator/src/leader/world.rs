@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coral_schema::crd::node_cache::{NodeCacheStatus, PurgeOutcome};
-use coral_schema::crd::{ImageCache, NodeCache, PAUSED_ANNOTATION, REFRESH_ANNOTATION};
+use coral_schema::crd::node_cache::PurgeOutcome;
+use coral_schema::crd::{ImageCache, NodeCache, PAUSED_ANNOTATION};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::runtime::watcher::Event;
-use kube::{Api, Client, Resource as _, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
+use super::changes::{
+    is_deleted, is_spec_affected, matters, new_outcomes, object_changed, says_another_thing,
+    warm_after,
+};
 use crate::address::Host;
 use crate::app::Settings;
 use crate::image_cache::dereference::{NodeFacts, Nodes};
@@ -241,99 +245,4 @@ pub(super) fn object_key(object: &ImageCache) -> ObjectKey {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
     }
-}
-
-fn is_deleted(object: &ImageCache) -> bool {
-    object.meta().deletion_timestamp.is_some()
-}
-
-/// A status is our own word.
-fn object_changed(change: &Change<ImageCache>) -> Option<Mark> {
-    let Change { key, before, after } = change;
-    let asked = |object: &ImageCache| {
-        (
-            object.uid(),
-            object.metadata.generation,
-            is_deleted(object),
-            object.annotations().get(REFRESH_ANNOTATION).cloned(),
-            object.finalizers().to_vec(),
-        )
-    };
-    if before.as_deref().map(asked) == after.as_deref().map(asked) {
-        return None;
-    }
-    Some(Mark::Object(ObjectKey {
-        namespace: key.0.clone(),
-        name: key.1.clone(),
-    }))
-}
-
-/// May the node's spec have to be another one? Who changed it, or answered what it asks to purge.
-fn is_spec_affected(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
-    let asked = |cache: &NodeCache| {
-        (
-            cache.uid(),
-            cache.metadata.generation,
-            cache.status.as_ref().map(|status| status.purge.clone()),
-        )
-    };
-    before.map(asked) != after.map(asked)
-}
-
-/// Do objects have to look at the node again?
-fn says_another_thing(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
-    let said = |cache: Option<&NodeCache>| -> Option<NodeCacheStatus> {
-        let status = cache?.status.as_ref()?;
-        Some(NodeCacheStatus {
-            image_fs: None,
-            ..status.clone()
-        })
-    };
-    let spec = |cache: Option<&NodeCache>| cache.map(|cache| cache.spec.clone());
-    said(before) != said(after) || spec(before) != spec(after)
-}
-
-/// What its warmer answered just now. What an operator finds when it starts was told before.
-fn new_outcomes<'a>(
-    before: Option<&'a NodeCache>,
-    after: Option<&'a NodeCache>,
-) -> impl Iterator<Item = &'a PurgeOutcome> {
-    let outcomes = |cache: Option<&'a NodeCache>| {
-        let status = cache.and_then(|cache| cache.status.as_ref());
-        status.into_iter().flat_map(|status| &status.purge)
-    };
-    let known: Vec<&PurgeOutcome> = outcomes(before).collect();
-    let after = after.filter(|_| before.is_some());
-    outcomes(after).filter(move |outcome| !known.contains(outcome))
-}
-
-/// How long after its node became Ready it held everything, when it says so for the first time.
-fn warm_after(
-    before: Option<&NodeCache>,
-    after: &NodeCache,
-    facts: &NodeFacts,
-) -> Option<Duration> {
-    let first = |cache: &NodeCache| {
-        let status = cache.status.as_ref()?;
-        status.first_ready_time.as_ref().map(|time| time.0)
-    };
-    // What an operator finds when it starts happened before.
-    if first(before?).is_some() {
-        return None;
-    }
-    let took = first(after)?.duration_since(facts.ready_changed?);
-    Duration::try_from(took).ok()
-}
-
-/// Would any object look at it differently?
-fn matters(before: Option<&NodeFacts>, after: Option<&NodeFacts>) -> bool {
-    let (Some(before), Some(after)) = (before, after) else {
-        return before.is_some() != after.is_some();
-    };
-    before.uid != after.uid
-        || before.labels != after.labels
-        || before.taints != after.taints
-        || before.ready != after.ready
-        || before.ready_changed != after.ready_changed
-        || before.paused != after.paused
 }

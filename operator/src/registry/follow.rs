@@ -9,15 +9,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use coral_schema::admin::{
-    PinRequest, PrefetchImage, PrefetchRequest, PrefetchState, PrefetchStatus, RegistryEntry,
+    PinRequest, PrefetchImage, PrefetchRequest, PrefetchStatus, RegistryEntry,
 };
 use tokio::time::Instant;
 
+use self::job::{Job, join};
+use self::object::Followed;
 use super::RegistryError;
 use crate::image_cache::dereference::CacheFacts;
-use crate::image_cache::resources::{CacheRequests, Pins};
+use crate::image_cache::resources::CacheRequests;
 use crate::image_cache::served::Registries;
 use crate::node_cache::wishes::ObjectKey;
+
+mod job;
+mod object;
 
 /// Something to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,28 +65,6 @@ pub struct Follower {
     objects: BTreeMap<ObjectKey, Followed>,
     /// Sources whose pins go, with the time of the next try.
     unpin: BTreeMap<String, Instant>,
-}
-
-#[derive(Debug)]
-struct Followed {
-    jobs: Vec<Job>,
-    pins: Pins,
-    pins_due: Instant,
-    asking: bool,
-}
-
-#[derive(Debug)]
-struct Job {
-    request: PrefetchRequest,
-    id: Option<String>,
-    over: bool,
-    /// The registry took it with `refresh`.
-    refreshed: bool,
-    /// Jobs in a row that ended with a failure.
-    failures: u32,
-    /// When to ask the next thing about it; nothing when it is done.
-    due: Option<Instant>,
-    images: Vec<PrefetchImage>,
 }
 
 impl Follower {
@@ -316,223 +299,12 @@ pub enum Affected {
     All,
 }
 
-impl Followed {
-    fn next(&self) -> Option<Instant> {
-        if self.asking {
-            return None;
-        }
-        let jobs = self.jobs.iter().filter_map(|job| job.due);
-        jobs.chain(std::iter::once(self.pins_due)).min()
-    }
-
-    fn ask(&mut self, key: &ObjectKey, now: Instant) -> Option<Question> {
-        if self.asking {
-            return None;
-        }
-        let due = |job: &&Job| job.due.is_some_and(|due| due <= now);
-        let question = if self.pins_due <= now {
-            self.pin(key)
-        } else {
-            let job = self.jobs.iter().filter(due).min_by_key(|job| job.due)?;
-            match &job.id {
-                Some(id) => Question::Progress(key.clone(), id.clone()),
-                None => Question::Start(key.clone(), job.request.clone()),
-            }
-        };
-        self.asking = true;
-        Some(question)
-    }
-
-    fn pin(&self, key: &ObjectKey) -> Question {
-        let Pins {
-            source,
-            images,
-            expires,
-        } = self.pins.clone();
-        let request = PinRequest {
-            images,
-            platforms: Vec::new(),
-            expires: expires.to_string(),
-        };
-        Question::Pin(key.clone(), source, request)
-    }
-
-    /// Did the facts change?
-    fn answer(
-        &mut self,
-        question: &Question,
-        answer: Result<Answer, RegistryError>,
-        now: Instant,
-    ) -> bool {
-        let of = |job: &&mut Job| match question {
-            Question::Start(_, request) => job.id.is_none() && job.request == *request,
-            Question::Progress(_, id) => job.id.as_ref() == Some(id),
-            _ => false,
-        };
-        if let Question::Pin(..) = question {
-            let wait = match answer {
-                Ok(_) => PINS,
-                Err(error) => {
-                    tracing::warn!(%error, "images are not pinned in the cache");
-                    BUSY
-                }
-            };
-            self.pins_due = now + wait;
-            return false;
-        }
-        // It may have been replaced meanwhile.
-        let Some(job) = self.jobs.iter_mut().find(of) else {
-            return false;
-        };
-        match answer {
-            Ok(Answer::Started(id)) => {
-                job.id = Some(id);
-                job.due = Some(now + FIRST_LOOK);
-                job.refreshed = job.request.refresh;
-                job.refreshed
-            }
-            Ok(Answer::Progress(status)) => job.progress(status, now),
-            Ok(Answer::Registries(_) | Answer::Done) => false,
-            Err(RegistryError::Forgotten) => {
-                job.id = None;
-                job.due = Some(now);
-                false
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a prefetch is tried again");
-                job.due = Some(now + BUSY);
-                false
-            }
-        }
-    }
-
-    fn start_again(&mut self, now: Instant) {
-        self.pins_due = now;
-        for job in &mut self.jobs {
-            job.id = None;
-            job.due = Some(now);
-        }
-    }
-}
-
-impl Job {
-    fn new(request: PrefetchRequest, now: Instant) -> Self {
-        Self {
-            request,
-            id: None,
-            over: false,
-            refreshed: false,
-            failures: 0,
-            due: Some(now),
-            images: Vec::new(),
-        }
-    }
-
-    /// What earlier jobs said of the same images stands until this one says otherwise.
-    fn replacing(before: &[Self], request: PrefetchRequest, now: Instant) -> Self {
-        let known = before
-            .iter()
-            .filter(|job| job.request.platforms == request.platforms)
-            .flat_map(|job| &job.images)
-            .filter(|image| request.images.contains(&image.reference));
-        Self {
-            images: known.cloned().collect(),
-            ..Self::new(request, now)
-        }
-    }
-
-    /// Is this what it does, or did?
-    fn answers(&self, request: &PrefetchRequest) -> bool {
-        self.request.images == request.images && self.request.platforms == request.platforms
-    }
-
-    /// Goes on, unless the upstream is to be asked anew.
-    fn reuse(mut self, request: PrefetchRequest, now: Instant) -> Self {
-        if request.refresh && !self.request.refresh {
-            self.id = None;
-            self.due = Some(now);
-            self.refreshed = false;
-        }
-        self.request = request;
-        self
-    }
-
-    fn progress(&mut self, status: PrefetchStatus, now: Instant) -> bool {
-        let PrefetchStatus {
-            id: _,
-            state,
-            images,
-        } = status;
-        let images: Vec<PrefetchImage> = images
-            .into_iter()
-            .map(|mut image| {
-                // Only their sums are looked at.
-                image.layers = Vec::new();
-                image
-            })
-            .collect();
-        let changed = self.images != images || self.over != state.is_over();
-        self.images = images;
-        self.over = state.is_over();
-        self.due = match state {
-            PrefetchState::Queued | PrefetchState::Running => Some(now + LOOK),
-            PrefetchState::Done => {
-                self.failures = 0;
-                None
-            }
-            PrefetchState::Failed => {
-                self.id = None;
-                self.failures = self.failures.saturating_add(1);
-                Some(now + pause(self.failures))
-            }
-        };
-        changed
-    }
-}
-
-/// Before a failed job starts again.
-fn pause(failures: u32) -> Duration {
-    let doubled = AFTER_FAILURE * 2_u32.saturating_pow(failures.saturating_sub(1).min(10));
-    doubled.min(AFTER_FAILURES)
-}
-
-/// The same image for other platforms.
-fn join(known: &mut PrefetchImage, other: &PrefetchImage) {
-    let worse = |state| match state {
-        PrefetchState::Failed => 0,
-        PrefetchState::Queued => 1,
-        PrefetchState::Running => 2,
-        PrefetchState::Done => 3,
-    };
-    if worse(other.state) < worse(known.state) {
-        known.state = other.state;
-        known.reason = other.reason;
-        known.message.clone_from(&other.message);
-    }
-    if known.digest.is_none() {
-        known.digest.clone_from(&other.digest);
-    }
-    known.size_bytes = known.size_bytes.max(other.size_bytes);
-    known.bytes_done += other.bytes_done;
-    known.bytes_total += other.bytes_total;
-}
-
 /// Between two looks at the list of registries: a change of its configuration is rare.
 const REGISTRIES: Duration = Duration::from_secs(30);
 /// The same while it is away.
 const PROBE: Duration = Duration::from_secs(5);
-/// From the start of a job to the first look: what is held is reported within this time.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
-/// Between two looks at a job.
-const LOOK: Duration = Duration::from_secs(2);
 /// After it could not do something.
 const BUSY: Duration = Duration::from_secs(15);
-/// Pins are renewed so often: they live for days.
-const PINS: Duration = Duration::from_hours(1);
-/// After the first failure of a job.
-const AFTER_FAILURE: Duration = Duration::from_secs(15);
-/// The longest wait after failures: upstreams that limit requests are not hammered.
-const AFTER_FAILURES: Duration = Duration::from_mins(5);
 
 #[cfg(test)]
 mod tests;

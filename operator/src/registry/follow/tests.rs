@@ -1,9 +1,12 @@
 use std::slice::from_ref;
 
-use coral_schema::admin::PrefetchReason;
+use coral_schema::admin::{PrefetchReason, PrefetchState};
 use coral_schema::oci::Digest;
 
+use super::job::LOOK;
+use super::object::PINS;
 use super::*;
+use crate::image_cache::resources::Pins;
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey {
