@@ -14,6 +14,9 @@ use crate::harness::{self, Process, eventually};
 /// Far above what is seen: pulls of small images on a busy machine take seconds.
 const WARM: Duration = Duration::from_mins(2);
 
+/// In memory, and only as far as it is used.
+const DISK: u64 = 512 << 20;
+
 /// What the cluster gives to our registry as a service.
 pub(crate) const SERVICE: &str = "10.96.0.50";
 
@@ -29,6 +32,8 @@ pub(crate) struct Line {
 impl Line {
     /// Starts it, with one operator.
     pub(crate) async fn start(specs: impl IntoIterator<Item = NodeSpec>) -> Self {
+        // A disk of its own for each node: how full this machine is must not keep a warmer from pulling.
+        let specs = specs.into_iter().map(|spec| spec.image_disk(DISK));
         let cluster = Cluster::start(specs).await;
         let registry = registry(&cluster).await;
         cluster.plane().apply(&service()).await.unwrap();

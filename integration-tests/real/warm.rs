@@ -65,7 +65,23 @@ async fn l16a_images_are_on_exactly_the_selected_nodes_and_pods_start_without_an
     let told = line.explain("demo").await.unwrap();
     assert!(told.contains("node1") && told.contains("nginx:1"), "{told}");
 
-    // With every registry away, what is warm starts.
+    pods_start_without_any_registry(&mut line).await;
+
+    // What a container uses stays; what nothing uses goes.
+    line.kubectl(&["delete", "imagecache", "demo", "--timeout=120s"])
+        .await
+        .unwrap();
+    assert!(line.holds(1, NGINX).await && !line.holds(1, APP).await);
+    assert!(line.holds(2, APP).await && !line.holds(2, NGINX).await);
+}
+
+/// With every registry away, what is warm starts, under the spelling that it was warmed by.
+async fn pods_start_without_any_registry(line: &mut Line) {
+    for node in [1, 2] {
+        // Every pod needs it, and it is not the line's.
+        let sandbox = ["pull", "registry.k8s.io/pause:1"];
+        line.cluster.node(node).crictl(&sandbox).await.unwrap();
+    }
     line.stop_registry();
     line.cluster.upstream().freeze();
     for (name, node, image) in [
@@ -79,13 +95,6 @@ async fn l16a_images_are_on_exactly_the_selected_nodes_and_pods_start_without_an
     line.cluster.becomes("pod/long", "condition=Ready").await;
     line.cluster.upstream().thaw();
     line.start_registry().await;
-
-    // What a container uses stays; what nothing uses goes.
-    line.kubectl(&["delete", "imagecache", "demo", "--timeout=120s"])
-        .await
-        .unwrap();
-    assert!(line.holds(1, NGINX).await && !line.holds(1, APP).await);
-    assert!(line.holds(2, APP).await && !line.holds(2, NGINX).await);
 }
 
 #[tokio::test]
@@ -145,7 +154,10 @@ async fn l14_nodes_and_wishes_that_come_and_go_are_followed() {
     })
     .await;
 
-    // Without an operator, the warmer keeps what it was told.
+    the_warmer_keeps_what_it_was_told_without_an_operator(&mut line).await;
+}
+
+async fn the_warmer_keeps_what_it_was_told_without_an_operator(line: &mut Line) {
     line.operators.clear();
     let often = [
         "patch",
@@ -198,7 +210,24 @@ async fn what_cannot_be_had_is_told_with_a_remedy() {
     );
     line.until_held(1, APP, true).await;
 
-    // MirrorOnly waits for the cache, and says so.
+    a_mirror_only_image_waits_for_the_cache(&mut line).await;
+
+    // The administrator's file stands, and the node says so.
+    assert_eq!(
+        std::fs::read_to_string(theirs).unwrap(),
+        "server = \"https://registry-1.docker.io\"\n"
+    );
+    eventually("the node tells of it", Duration::from_mins(1), async || {
+        let node = line.node_cache("node1").await?;
+        let conditions = node.status?.conditions;
+        conditions.into_iter().find(|condition| {
+            condition.type_ == "MirrorConfigured" && condition.reason == "NotOurs"
+        })
+    })
+    .await;
+}
+
+async fn a_mirror_only_image_waits_for_the_cache(line: &mut Line) {
     line.cluster.push("team/late", 1, 100_000).await;
     line.stop_registry();
     let spec = "  registryPolicy: MirrorOnly\n  sets:\n  - name: all\n    \
@@ -216,20 +245,6 @@ async fn what_cannot_be_had_is_told_with_a_remedy() {
     assert!(!line.holds(1, "registry.example.test/team/late").await);
     line.start_registry().await;
     line.until_ready("late", "Warm").await;
-
-    // The administrator's file stands, and the node says so.
-    assert_eq!(
-        std::fs::read_to_string(theirs).unwrap(),
-        "server = \"https://registry-1.docker.io\"\n"
-    );
-    eventually("the node tells of it", Duration::from_mins(1), async || {
-        let node = line.node_cache("node1").await?;
-        let conditions = node.status?.conditions;
-        conditions.into_iter().find(|condition| {
-            condition.type_ == "MirrorConfigured" && condition.reason == "NotOurs"
-        })
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         &[
             "registry/src/server/tls",
             "registry/src/main.rs",
+            "operator/src/main.rs",
             "warmer/src/main.rs",
         ],
     ),
@@ -30,6 +31,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         &[
             "registry/src/upstream",
             "registry/src/cli/prefetch.rs",
+            "operator/src/registry.rs",
             "warmer/src/registry.rs",
         ],
     ),
@@ -42,13 +44,19 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         &[
             "registry/src/cli",
             "registry/src/main.rs",
+            "operator/src/cli",
+            "operator/src/main.rs",
             "warmer/src/cli",
             "warmer/src/main.rs",
         ],
     ),
     (
         "webpki_root_certs",
-        &["registry/src/upstream/tls.rs", "warmer/src/registry.rs"],
+        &[
+            "registry/src/upstream/tls.rs",
+            "operator/src/registry.rs",
+            "warmer/src/registry.rs",
+        ],
     ),
     ("tonic", &["warmer/src/cri"]),
     ("prost", &["warmer/src/cri"]),
@@ -56,6 +64,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "kube",
         &[
             "schema/src/crd",
+            "operator/src",
             "warmer/src/app.rs",
             "warmer/src/watch.rs",
             "warmer/src/report.rs",
@@ -140,7 +149,7 @@ fn production_lines() -> Vec<(String, String)> {
         .parent()
         .expect("a workspace");
     let mut lines = Vec::new();
-    for folder in ["registry/src", "schema/src", "warmer/src"] {
+    for folder in ["registry/src", "schema/src", "operator/src", "warmer/src"] {
         for file in sources(&root.join(folder)) {
             let path = file
                 .strip_prefix(root)

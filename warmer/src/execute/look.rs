@@ -14,6 +14,9 @@ impl Executor {
     /// Looks at everything when it is time, else only at what is new.
     pub(super) async fn look(&mut self, spec: &NodeCacheSpec) {
         let now = Instant::now();
+        let interval = spec.look_interval.0.max(SHORTEST_INTERVAL);
+        // An interval that became shorter counts at once.
+        self.look_at = self.look_at.min(now + interval + interval / 5);
         let full = now >= self.look_at;
         let spellings = self.to_look_at(spec, full);
         if spellings.is_empty() && !full {
@@ -25,8 +28,7 @@ impl Executor {
                 self.absorb_look(spec, found, full, Timestamp::now());
                 self.spread_starts(spec);
                 if full {
-                    self.look_at =
-                        now + next_look(spec.look_interval.0.max(SHORTEST_INTERVAL), random());
+                    self.look_at = now + next_look(interval, random());
                     if let Ok(bytes) = self.runtime.image_bytes().await {
                         self.image_bytes = bytes;
                     }
