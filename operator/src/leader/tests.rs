@@ -166,6 +166,64 @@ fn references(images: &Value) -> Vec<String> {
         .collect()
 }
 
+/// What a Node says of its images is cut off at fifty and late: only the warmer's word counts.
+#[tokio::test(start_paused = true)]
+async fn l11_the_nodes_own_list_of_images_means_nothing() {
+    let scene = Scene::new();
+    scene.node("node1");
+    let mut node = scene.server.get("nodes", "", "node1").unwrap();
+    node["status"]["images"] =
+        json!([{ "names": ["docker.io/library/nginx:latest", "nginx"], "sizeBytes": 1 }]);
+    scene.server.put("nodes", "", &node);
+    scene.image_cache(&["nginx"], &json!({}));
+    scene.lead(true);
+    scene
+        .until("told", || {
+            scene.told("node1") == Some(vec!["nginx".to_owned()])
+        })
+        .await;
+    assert_eq!(scene.condition("NodesReady"), "False Warming");
+    scene.warm("node1");
+    scene
+        .until("warm", || scene.condition("NodesReady") == "True Warm")
+        .await;
+}
+
+/// Nothing runs on a node for an image: no pod, no job, nothing that a quota, an admission policy or a scheduler sees.
+#[tokio::test(start_paused = true)]
+async fn l16_no_helper_is_made_for_an_image() {
+    let scene = Scene::new();
+    scene.node("node1");
+    let purge = json!({ "retention": { "deletionPolicy": "PurgeUnused" } });
+    scene.image_cache(&["nginx", "alpine"], &purge);
+    scene.lead(true);
+    scene
+        .until("told", || {
+            scene.told("node1").is_some_and(|told| told.len() == 2)
+        })
+        .await;
+    scene.warm("node1");
+    scene
+        .until("warm", || scene.condition("NodesReady") == "True Warm")
+        .await;
+    scene.image_cache(&["nginx"], &purge);
+    scene
+        .until("told to purge", || {
+            scene.told("node1").is_some_and(|told| told.len() == 1)
+        })
+        .await;
+    let ours = ["/coral.dev/", "/leases", "/events"];
+    for method in ["POST", "PUT", "PATCH", "DELETE"] {
+        let all = scene.server.asked(method).len();
+        let known: usize = ours
+            .iter()
+            .map(|part| scene.server.asked_both(method, part))
+            .sum();
+        assert_eq!(known, all, "{method} of something that is not ours");
+    }
+    assert!(!scene.server.asked("PATCH").is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn l20_one_status_write_per_two_seconds_however_much_nodes_report() {
     let scene = Scene::new();

@@ -103,6 +103,15 @@ impl Server {
         asked.map(|(at, _)| *at).collect()
     }
 
+    /// How many requests with this method hold this text.
+    pub(super) fn asked_both(&self, method: &str, text: &str) -> usize {
+        let state = self.state();
+        let requests = state.asked.iter().map(|(_, asked)| asked);
+        requests
+            .filter(|asked| asked.starts_with(method) && asked.contains(text))
+            .count()
+    }
+
     /// Notes of the events with this reason.
     pub(super) fn told(&self, namespace: &str, reason: &str) -> Vec<String> {
         let state = self.state();
