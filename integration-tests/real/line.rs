@@ -33,7 +33,7 @@ impl Line {
     /// Starts it, with one operator.
     pub(crate) async fn start(specs: impl IntoIterator<Item = NodeSpec>) -> Self {
         // A disk of its own for each node: how full this machine is must not keep a warmer from pulling.
-        let specs = specs.into_iter().map(|spec| spec.image_disk(DISK));
+        let specs = specs.into_iter().map(|spec| spec.or_image_disk(DISK));
         let cluster = Cluster::start(specs).await;
         let registry = registry(&cluster).await;
         cluster.plane().apply(&service()).await.unwrap();

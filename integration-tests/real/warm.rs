@@ -5,6 +5,7 @@ use std::time::Duration;
 use coral_schema::crd::{ImageCache, Reason};
 use rustix::process::Signal;
 
+use crate::cluster::namespaces::ADDRESS;
 use crate::cluster::node::NodeSpec;
 use crate::containerd::Kind;
 use crate::harness::eventually;
@@ -271,6 +272,109 @@ async fn another_operator_takes_over_in_mid_wave() {
     for node in nodes {
         assert!(line.holds(node, "registry.example.test/team/again").await);
     }
+}
+
+#[tokio::test]
+async fn sets_have_their_own_nodes_and_replicas_move_on() {
+    let zone = |name| NodeSpec::new(Kind::Current).label("topology.kubernetes.io/zone", name);
+    let mut line = Line::start([zone("a"), zone("a"), zone("b")]).await;
+    line.cluster.push("team/app", 1, 100_000).await;
+    line.cluster.push("team/other", 1, 100_000).await;
+    let spec = "  rollout: { priority: 5 }\n  sets:\n  - name: one\n    images: [\"registry.example.test/team/app:1\"]\n    \
+                nodes: { names: [node1] }\n  - name: two\n    \
+                images: [\"registry.example.test/team/other:1\"]\n    nodes: { replicas: 2 }\n";
+    line.image_cache("pair", spec).await;
+    line.until_ready("pair", "Warm").await;
+    let other = "registry.example.test/team/other";
+    let app = [
+        line.holds(1, APP).await,
+        line.holds(2, APP).await,
+        line.holds(3, APP).await,
+    ];
+    assert_eq!(app, [true, false, false]);
+    // One in each zone.
+    assert!(line.holds(3, other).await);
+    assert_ne!(line.holds(1, other).await, line.holds(2, other).await);
+
+    // Who wants the same in another way, and matters less, is told who decides.
+    let spec = "  registryPolicy: Default\n  sets:\n  - name: all\n    \
+                images: [\"registry.example.test/team/app:1\"]\n    nodes: { names: [node1] }\n";
+    line.image_cache("loser", spec).await;
+    let loser = line.until("loser", "told of the conflict", |object| {
+        has_failure(object, Reason::Conflict)
+    });
+    let failures = loser.await.status.unwrap().failures;
+    assert!(
+        failures
+            .iter()
+            .any(|failure| failure.message.contains("default/pair")),
+        "{failures:?}"
+    );
+
+    // A node that is gone for good is replaced.
+    line.cluster.node_mut(3).power_off();
+    line.kubectl(&["delete", "node", "node3"]).await.unwrap();
+    line.until_held(1, other, true).await;
+    line.until_held(2, other, true).await;
+    assert!(
+        line.node_cache("node3")
+            .await
+            .is_none_or(|node| node.metadata.deletion_timestamp.is_some())
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_has_no_room_or_no_cache_says_so_and_goes_on() {
+    let small = NodeSpec::new(Kind::Current).image_disk(64 << 20);
+    let mut line = Line::start([small]).await;
+    line.cluster.push("team/huge", 1, 60 << 20).await;
+    line.cluster.push("team/app", 1, 100_000).await;
+    line.cluster.push("team/own", 1, 100_000).await;
+    let one = |image: &str, policy: &str| {
+        format!(
+            "  registryPolicy: {policy}\n  sets:\n  - name: all\n    images: [\"{image}\"]\n    nodes: {{}}\n"
+        )
+    };
+    line.image_cache("huge", &one("registry.example.test/team/huge:1", "Auto"))
+        .await;
+    line.until("huge", "short of disk", |object| {
+        has_failure(object, Reason::InsufficientStorage)
+    })
+    .await;
+    line.image_cache("unknown", &one("registry.unknown.test/team/app:1", "Auto"))
+        .await;
+    line.until("unknown", "failed", |object| {
+        let mut failures = object.status.iter().flat_map(|status| &status.failures);
+        failures
+            .any(|failure| failure.reference.as_deref() == Some("registry.unknown.test/team/app:1"))
+    })
+    .await;
+
+    // The kubelet's own pull goes the way that the warmer prepared.
+    line.apply(&pod(
+        "own",
+        "registry.example.test/team/own:1",
+        "nodeName: node1",
+        "IfNotPresent",
+    ))
+    .await;
+    line.cluster.becomes("pod/own", "condition=Ready").await;
+    let admin = format!("http://{ADDRESS}:5001/api/v1/images?q=team/own");
+    let images = line.cluster.get(&admin).await.unwrap();
+    assert!(
+        images.contains("registry.example.test/team/own"),
+        "{images}"
+    );
+
+    // A runtime that was restarted is found again; without the cache, Default falls back to the upstream.
+    line.cluster.node_mut(1).restart_containerd().await;
+    line.stop_registry();
+    line.image_cache(
+        "direct",
+        &one("registry.example.test/team/app:1", "Default"),
+    )
+    .await;
+    line.until_held(1, APP, true).await;
 }
 
 fn has_failure(object: &ImageCache, reason: Reason) -> bool {

@@ -53,6 +53,12 @@ impl NodeSpec {
         self.image_disk = Some(bytes);
         self
     }
+
+    /// The same, unless it has one already.
+    pub(crate) fn or_image_disk(mut self, bytes: u64) -> Self {
+        self.image_disk.get_or_insert(bytes);
+        self
+    }
 }
 
 /// A node of a cluster; it keeps its disks when its power is cut.
