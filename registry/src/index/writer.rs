@@ -180,6 +180,8 @@ impl Writer {
             self.commit(batch);
             self.shared.progressed(messages);
             if let Some(reply) = closing {
+                // From here on who writes is told, and not only dropped with the queue.
+                self.queue.close();
                 // Nobody waiting for the end any more is fine.
                 let _ = reply.send(self.finish());
                 return;
