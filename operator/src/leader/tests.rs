@@ -213,13 +213,9 @@ async fn l16_no_helper_is_made_for_an_image() {
         })
         .await;
     let ours = ["/coral.dev/", "/leases", "/events"];
-    for method in ["POST", "PUT", "PATCH", "DELETE"] {
-        let all = scene.server.asked(method).len();
-        let known: usize = ours
-            .iter()
-            .map(|part| scene.server.asked_both(method, part))
-            .sum();
-        assert_eq!(known, all, "{method} of something that is not ours");
+    for write in scene.server.writes() {
+        let is_ours = ours.iter().any(|part| write.contains(part));
+        assert!(is_ours, "{write} is of something that is not ours");
     }
     assert!(!scene.server.asked("PATCH").is_empty());
 }

@@ -103,13 +103,14 @@ impl Server {
         asked.map(|(at, _)| *at).collect()
     }
 
-    /// How many requests with this method hold this text.
-    pub(super) fn asked_both(&self, method: &str, text: &str) -> usize {
+    /// All requests that change something.
+    pub(super) fn writes(&self) -> Vec<String> {
         let state = self.state();
-        let requests = state.asked.iter().map(|(_, asked)| asked);
-        requests
-            .filter(|asked| asked.starts_with(method) && asked.contains(text))
-            .count()
+        let asked = state.asked.iter().map(|(_, asked)| asked);
+        asked
+            .filter(|it| !it.starts_with("GET "))
+            .cloned()
+            .collect()
     }
 
     /// Notes of the events with this reason.
