@@ -106,7 +106,8 @@ impl Kind {
         }
     }
 
-    /// The native snapshotter works on every filesystem, an overlay too.
+    /// The native snapshotter works on every filesystem, an overlay too. The socket of the node resource interface lies
+    /// at one path of the machine unless it is off, and two daemons at a time would fight for it.
     fn config(self, folder: &Path) -> String {
         let path = folder.display();
         let common = format!(
@@ -131,7 +132,8 @@ impl Kind {
                  [plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_downloads = 3\n\
                  concurrent_layer_fetch_buffer = {buffer}\n\
                  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n\
-                 platform = \"linux/{ARCHITECTURE}\"\nsnapshotter = \"native\"\n"
+                 platform = \"linux/{ARCHITECTURE}\"\nsnapshotter = \"native\"\n\
+                 [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n"
             ),
         }
     }
