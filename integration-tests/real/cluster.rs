@@ -25,7 +25,7 @@ pub(crate) mod control_plane;
 mod etc;
 pub(crate) mod namespaces;
 pub(crate) mod node;
-mod pki;
+pub(crate) mod pki;
 
 use std::path::Path;
 use std::process::Command;

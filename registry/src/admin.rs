@@ -2,7 +2,7 @@
 //! [`coral_schema::admin`].
 //!
 //! It trusts whoever reaches its listener, except browsers: a page on the same machine must not be able to use it, so
-//! every request passes [`guard`]. It owns nothing; it reads what the parts publish, and none of these readings waits.
+//! every request passes [`guard`]. Where more than this machine reaches it, [`auth`] asks for a token. It owns nothing; it reads what the parts publish, and none of these readings waits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::name::RepoKey;
 use crate::pull::prefetch::Prefetcher;
 use crate::upstream::Upstream;
 
+pub mod auth;
 pub mod guard;
 mod images;
 pub mod mirror_config;

@@ -18,7 +18,7 @@ use self::lock::DataLock;
 use self::parts::Opened;
 use self::reload::{Listeners, Upstreams, pull_config, transfer_config};
 use crate::access::Access;
-use crate::admin::{self, guard};
+use crate::admin::{self, auth, guard};
 use crate::config::watch::{self, ConfigWatch, ReloadState};
 use crate::config::{Config, Overrides};
 use crate::http;
@@ -108,7 +108,10 @@ impl App {
             transfers,
             puller,
         };
-        let api = admin::router(panel::panel(view, &opened, &tasks));
+        let mut api = admin::router(panel::panel(view, &opened, &tasks));
+        if let Some(auth) = watched.config().borrow().admin.auth.clone() {
+            api = auth::authenticated(api, auth);
+        }
         let admin = api.merge(health::router(health, Arc::new(registry)));
         let hosts = watched.config().borrow().admin.hosts.clone();
         let admin = guard::guarded(admin, hosts);
@@ -193,6 +196,7 @@ fn server_config(config: &Config) -> server::Config {
     server::Config {
         listen: config.listen,
         admin_listen: config.admin.listen,
+        admin_tls: config.admin.tls.clone(),
         tls: config.tls.clone(),
         connections: config.connections,
         shutdown_grace: config.shutdown_grace,

@@ -28,6 +28,7 @@ use coral_schema::quantity::Ratio;
 use crate::name::UpstreamName;
 use crate::upstream::UpstreamConfig;
 
+mod admin;
 mod item;
 mod mistake;
 mod names;
@@ -41,6 +42,7 @@ mod value;
 mod warnings;
 pub mod watch;
 
+pub use crate::admin::auth::AuthConfig;
 pub use crate::server::tls::Files as TlsFiles;
 pub use crate::transfer::{FillOnRange, FinishTransfers};
 pub use mistake::{Mistake, Mistakes, Position};
@@ -90,6 +92,10 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// Values of `Host` besides addresses and `localhost`; lower case, without a port.
     pub hosts: Vec<String>,
+    /// Serve HTTPS there.
+    pub tls: Option<TlsFiles>,
+    /// Ask for a token.
+    pub auth: Option<AuthConfig>,
 }
 
 /// See [`Config::store`].

@@ -36,6 +36,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// HTTPS on the OCI listener.
     pub tls: Option<tls::Files>,
+    /// HTTPS on the admin listener.
+    pub admin_tls: Option<tls::Files>,
     /// Clients' connections at once.
     pub connections: usize,
     /// How long after the stop signal running responses are cut.
@@ -77,6 +79,7 @@ pub struct Server {
     admin: TcpListener,
     addresses: Addresses,
     certificates: Option<Arc<Certificates>>,
+    admin_certificates: Option<Arc<Certificates>>,
     connections: usize,
     shutdown_grace: Duration,
 }
@@ -93,10 +96,8 @@ pub struct Addresses {
 impl Server {
     /// Binds both listeners and reads the certificate.
     pub async fn bind(config: &Config) -> Result<Self, BindError> {
-        let certificates = match &config.tls {
-            Some(files) => Some(Arc::new(Certificates::load(files.clone()).await?)),
-            None => None,
-        };
+        let certificates = load(config.tls.as_ref()).await?;
+        let admin_certificates = load(config.admin_tls.as_ref()).await?;
         let (oci, oci_address) = bind(config.listen, "--listen").await?;
         let (admin, admin_address) = bind(config.admin_listen, "--admin-listen").await?;
         Ok(Self {
@@ -107,6 +108,7 @@ impl Server {
                 admin: admin_address,
             },
             certificates,
+            admin_certificates,
             connections: config.connections,
             shutdown_grace: config.shutdown_grace,
         })
@@ -130,14 +132,14 @@ impl Server {
         tasks: &Tasks,
         stop: CancellationToken,
     ) -> bool {
-        if let Some(certificates) = &self.certificates {
+        for certificates in self.certificates.iter().chain(&self.admin_certificates) {
             let watch = Arc::clone(certificates).watch(tasks.stopping());
             tasks.spawn("certificates", watch);
         }
         let oci = serve::Server {
             listener: self.oci,
             router: oci,
-            handshake: self.certificates.map(|tls| tls as Arc<dyn Handshake>),
+            handshake: handshake(self.certificates),
             limits: Limits {
                 connections: self.connections,
                 ..Limits::default()
@@ -150,7 +152,7 @@ impl Server {
         let admin = serve::Server {
             listener: self.admin,
             router: admin,
-            handshake: None,
+            handshake: handshake(self.admin_certificates),
             limits: Limits {
                 connections: ADMIN_CONNECTIONS,
                 ..Limits::default()
@@ -168,6 +170,17 @@ impl Server {
         let (finished, _) = tokio::join!(clients, admin.run(tasks, drained.clone()));
         finished
     }
+}
+
+async fn load(files: Option<&tls::Files>) -> Result<Option<Arc<Certificates>>, BindError> {
+    Ok(match files {
+        Some(files) => Some(Arc::new(Certificates::load(files.clone()).await?)),
+        None => None,
+    })
+}
+
+fn handshake(certificates: Option<Arc<Certificates>>) -> Option<Arc<dyn Handshake>> {
+    certificates.map(|certificates| certificates as Arc<dyn Handshake>)
 }
 
 async fn bind(
@@ -207,6 +220,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             tls: None,
+            admin_tls: None,
             connections: 16,
             shutdown_grace: Duration::from_hours(1),
         }

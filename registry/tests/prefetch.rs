@@ -73,6 +73,8 @@ async fn command(router: Router) -> Prefetch {
         images: vec!["nginx".to_owned()],
         platforms: Vec::new(),
         admin: admin.parse().unwrap(),
+        admin_token_file: None,
+        admin_ca: None,
         detach: false,
         refresh: false,
     }
@@ -134,6 +136,8 @@ async fn says_where_nobody_answers() {
     drop(listener);
     let command = Prefetch {
         admin: admin.parse().unwrap(),
+        admin_token_file: None,
+        admin_ca: None,
         ..command(Router::new()).await
     };
     let error = run(&command).await.unwrap_err();

@@ -17,6 +17,7 @@ fn config() -> Config {
         listen: any,
         admin_listen: any,
         tls: None,
+        admin_tls: None,
         connections: 16,
         shutdown_grace: Duration::from_hours(1),
     }

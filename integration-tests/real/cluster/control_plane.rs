@@ -149,11 +149,11 @@ impl ControlPlane {
         fabric.expect("part of a cluster").namespaces()
     }
 
-    pub(super) fn pki(&self) -> &Pki {
+    pub(crate) fn pki(&self) -> &Pki {
         &self.pki
     }
 
-    pub(super) fn server(&self) -> String {
+    pub(crate) fn server(&self) -> String {
         self.place.server()
     }
 

@@ -1,9 +1,10 @@
 //! `prefetch`: has a running registry fetch images, and shows how far it is.
 //!
-//! Speaks the admin API over HTTP. This is the one place outside `upstream` that names reqwest: it is a client program
+//! Speaks the admin API over HTTP. This is the one place outside `upstream` that names reqwest, besides `admin::auth`: it is a client program
 //! of its own, which shares nothing with the server but the binary.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,7 +13,8 @@ use coral_schema::admin::{
 };
 use coral_schema::oci::Platform;
 use coral_schema::process::ADMIN_PORT;
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Certificate, Client, RequestBuilder, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 use url::Url;
@@ -41,6 +43,12 @@ pub struct Prefetch {
     /// The admin listener of the running registry
     #[arg(long, env = "CORAL_ADMIN", value_name = "URL", default_value_t = default_admin())]
     pub admin: Url,
+    /// File of the token for an admin listener that asks for one
+    #[arg(long, env = "CORAL_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+    /// PEM certificates that the admin listener's is checked against, besides the machine's
+    #[arg(long, env = "CORAL_ADMIN_CA", value_name = "FILE")]
+    pub admin_ca: Option<PathBuf>,
     /// Only start it, and print the id of the job
     #[arg(long)]
     pub detach: bool,
@@ -64,6 +72,16 @@ pub enum PrefetchError {
         admin: Url,
         /// What happened.
         reason: String,
+    },
+    /// A file of the command line.
+    #[error("{} cannot be used: {reason}; {flag} names it", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it, without any of its content.
+        reason: String,
+        /// Who names it.
+        flag: &'static str,
     },
     /// The registry refuses.
     #[error("the registry at {admin} answers {status}: {reason}")]
@@ -90,7 +108,7 @@ pub enum PrefetchError {
 
 /// Starts the job, and watches it to its end.
 pub async fn run(command: &Prefetch) -> Result<(), PrefetchError> {
-    let api = Api::new(&command.admin)?;
+    let api = Api::new(command).await?;
     let mut screen = Screen::on_stdout();
     let id = api.start(command).await?;
     if command.detach {
@@ -126,19 +144,31 @@ fn outcome(status: &PrefetchStatus) -> Result<(), PrefetchError> {
 struct Api {
     admin: Url,
     client: Client,
+    token: Option<SecretString>,
 }
 
 impl Api {
-    fn new(admin: &Url) -> Result<Self, PrefetchError> {
+    async fn new(command: &Prefetch) -> Result<Self, PrefetchError> {
+        let admin = &command.admin;
+        let own = match &command.admin_ca {
+            None => Vec::new(),
+            Some(file) => authorities(file).await?,
+        };
         let builder = || Client::builder().no_proxy().timeout(ANSWER_WITHIN);
-        // A container without CA files cannot check HTTPS, but speaks HTTP.
+        // In a container without files of public authorities only our own count.
         let client = builder()
+            .tls_certs_merge(own.iter().cloned())
             .build()
-            .or_else(|_| builder().tls_certs_only([]).build())
+            .or_else(|_| builder().tls_certs_only(own).build())
             .map_err(|error| silent(admin, &error))?;
+        let token = match &command.admin_token_file {
+            None => None,
+            Some(file) => Some(token(file).await?),
+        };
         Ok(Self {
             admin: admin.clone(),
             client,
+            token,
         })
     }
 
@@ -183,6 +213,10 @@ impl Api {
 
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, PrefetchError> {
         let silent = |error| silent(&self.admin, &error);
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
+        };
         let response = request.send().await.map_err(silent)?;
         let status = response.status();
         let body = response.bytes().await.map_err(silent)?;
@@ -201,6 +235,33 @@ impl Api {
             )))
         }
     }
+}
+
+async fn authorities(file: &Path) -> Result<Vec<Certificate>, PrefetchError> {
+    let content = read(file, "--admin-ca").await?;
+    match Certificate::from_pem_bundle(&content) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(PrefetchError::File {
+            file: file.to_owned(),
+            reason: "there is no PEM certificate in it".to_owned(),
+            flag: "--admin-ca",
+        }),
+    }
+}
+
+async fn token(file: &Path) -> Result<SecretString, PrefetchError> {
+    let content = read(file, "--admin-token-file").await?;
+    let text = String::from_utf8(content).unwrap_or_default();
+    Ok(SecretString::from(text.trim()))
+}
+
+async fn read(file: &Path, flag: &'static str) -> Result<Vec<u8>, PrefetchError> {
+    let content = tokio::fs::read(file).await;
+    content.map_err(|error| PrefetchError::File {
+        file: file.to_owned(),
+        reason: error.to_string(),
+        flag,
+    })
 }
 
 fn silent(admin: &Url, error: &reqwest::Error) -> PrefetchError {

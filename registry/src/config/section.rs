@@ -59,6 +59,18 @@ impl<'t> Section<'t> {
         self.take(key)?.value(parse)
     }
 
+    /// The value of a key that must be there; `None` is reported.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if !self.has(key) {
+            self.wrong(format!("{key} is missing"));
+        }
+        self.value(key, parse)
+    }
+
     /// A key that is true or false.
     pub(super) fn flag(&mut self, key: &'static str) -> bool {
         self.value(key, super::value::flag).unwrap_or(false)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coral_schema::oci::reference::DOCKER_HUB;
 use url::Url;
 
+use super::admin::admin;
 use super::item::Item;
 use super::mistake::Findings;
 use super::names::{Claims, is_docker_hub};
@@ -14,8 +15,8 @@ use super::raw::Node;
 use super::section::Section;
 use super::upstream::{upstream, upstream_name};
 use super::{
-    AdminConfig, CacheConfig, Config, FillOnRange, FinishTransfers, Overrides, StoreConfig,
-    StoreLimit, TlsFiles, value,
+    CacheConfig, Config, FillOnRange, FinishTransfers, Overrides, StoreConfig, StoreLimit,
+    TlsFiles, value,
 };
 use crate::name::UpstreamName;
 use crate::upstream::UpstreamConfig;
@@ -74,33 +75,8 @@ pub(super) fn convert(
     config
 }
 
-fn loopback(port: u16) -> SocketAddr {
+pub(super) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-fn admin(mut section: Section<'_>, oci: SocketAddr, overrides: &Overrides) -> AdminConfig {
-    let item = section.take("listen");
-    let written = item.as_ref().and_then(|item| item.value(value::listen));
-    let listen = overrides
-        .admin_listen
-        .or(written)
-        .unwrap_or_else(|| loopback(9090));
-    if listen == oci && listen.port() != 0 {
-        let what = "the admin listener has the address of the other one; give it its own port";
-        match &item {
-            Some(item) => item.wrong(what),
-            None => section.wrong(what),
-        }
-    }
-    let hosts = section
-        .list("hosts")
-        .into_iter()
-        .filter_map(|item| item.value(value::host))
-        .collect();
-    section.unsupported("tls");
-    section.unsupported("auth");
-    section.finish();
-    AdminConfig { listen, hosts }
 }
 
 fn data(section: &mut Section<'_>, overrides: &Overrides) -> PathBuf {
@@ -109,7 +85,7 @@ fn data(section: &mut Section<'_>, overrides: &Overrides) -> PathBuf {
     given.unwrap_or_else(|| PathBuf::from("coral-data"))
 }
 
-fn tls(mut section: Section<'_>) -> Option<TlsFiles> {
+pub(super) fn tls(mut section: Section<'_>) -> Option<TlsFiles> {
     let pair = section.file_pair("certificate", "key");
     section.finish();
     pair.map(|(certificate, key)| TlsFiles { certificate, key })

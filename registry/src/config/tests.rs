@@ -4,6 +4,7 @@ use coral_schema::quantity::ByteSize;
 use proptest::prelude::*;
 
 use super::*;
+use crate::admin::auth::keys::Location;
 use crate::upstream::{CredentialSource, Limits, OnMissing, TlsConfig, VisibilityMode};
 
 fn parse(text: &str) -> Result<Loaded, Mistakes> {
@@ -35,6 +36,7 @@ fn full(folder: &Path) -> String {
         "ca.pem",
         "client.crt",
         "client.key",
+        "token",
     ] {
         std::fs::write(folder.join(name), "x").unwrap();
     }
@@ -229,6 +231,51 @@ fn keys_that_are_not_supported_yet() {
     );
 }
 
+#[test]
+fn the_admin_listener_may_ask_for_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let config = config(&full(folder.path()));
+    assert_eq!(config.admin.tls, config.tls);
+    let auth = config.admin.auth.unwrap();
+    assert_eq!(
+        auth.issuer.as_deref(),
+        Some("https://kubernetes.default.svc.cluster.local")
+    );
+    assert_eq!(auth.audience, "coral-registry");
+    assert_eq!(
+        auth.subjects,
+        ["system:serviceaccount:coral-system:coral-operator"]
+    );
+    let url = "https://kubernetes.default.svc/openid/v1/jwks";
+    assert_eq!(auth.keys.location, Location::Url(url.parse().unwrap()));
+    assert_eq!(auth.keys.ca, Some(path("ca.pem")));
+    assert_eq!(auth.keys.token, Some(path("token")));
+}
+
+/// Pinned, see above: an API that asks for tokens must know which.
+#[rstest::rstest]
+#[case(
+    "admin: { auth: { audience: a } }",
+    [
+        "1:16: admin.auth: jwks is missing; write the URL or the file of the issuer's public keys",
+        "1:16: admin.auth: nobody is listed under subjects; write one like \
+         system:serviceaccount:coral-system:coral-operator",
+        "1:16: admin.auth: nothing says whose tokens are good; write issuer, or jwksToken for the issuer of our own token",
+    ].as_slice()
+)]
+#[case(
+    "admin: { auth: { jwks: \"http://a.example/keys\", issuer: i, subjects: [s] } }",
+    [
+        "1:16: admin.auth: audience is missing",
+        "1:24: admin.auth.jwks: the value is not encrypted; write https",
+    ].as_slice()
+)]
+fn tokens_of_the_admin_api(#[case] text: &str, #[case] printed: &[&str]) {
+    let printed = printed.iter().map(|line| format!("coral.yaml:{line}"));
+    assert_eq!(mistakes(text), printed.collect::<Vec<_>>().join("\n"));
+}
+
 /// Pinned, see above: only this kind stands alone.
 #[rstest::rstest]
 #[case(
@@ -392,6 +439,11 @@ fn warnings() {
     for (warning, start) in warnings.iter().zip(about) {
         assert!(warning.starts_with(start), "{warning}");
     }
+    // Who must show a token shows it to nobody else.
+    let auth = "auth: { jwks: \"https://i.example\", audience: a, issuer: i, subjects: [s] }";
+    let guarded = text.replace("9090 }", &format!("9090, {auth} }}"));
+    let warning = &parse(&guarded).unwrap().warnings[1];
+    assert!(warning.contains("without admin.tls"), "{warning}");
     // On the loopback nobody else can read anything.
     let quiet = text.replace("0.0.0.0", "127.0.0.1");
     assert_eq!(parse(&quiet).unwrap().warnings.len(), 3);

@@ -123,6 +123,26 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     }
 }
 
+/// One line of text, taken as it is.
+pub(super) fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err("is not a line of text".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A URL of something to read: encrypted, without a login.
+pub(super) fn https(text: &str) -> Result<Url, String> {
+    let url = http_url(text)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a login; leave it out".to_owned());
+    }
+    if url.scheme() != "https" {
+        return Err("is not encrypted; write https".to_owned());
+    }
+    Ok(url)
+}
+
 /// The path of a file or folder.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {

@@ -2,7 +2,7 @@
 
 use coral_schema::mirror_config::HostPort;
 
-use super::Config;
+use super::{AdminConfig, Config};
 use crate::upstream::{UpstreamConfig, VisibilityMode};
 
 /// Sentences for the log.
@@ -15,16 +15,27 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             HostPort::from(config.listen)
         ));
     }
-    if !config.admin.listen.ip().is_loopback() {
-        warnings.push(format!(
-            "admin.listen is {}: whoever reaches it can delete images and start downloads",
-            config.admin.listen
-        ));
-    }
+    warnings.extend(admin_warning(&config.admin));
     for upstream in &config.upstreams {
         warnings.extend(upstream_warnings(upstream, is_open));
     }
     warnings
+}
+
+fn admin_warning(admin: &AdminConfig) -> Option<String> {
+    let AdminConfig {
+        listen, tls, auth, ..
+    } = admin;
+    match (auth, tls) {
+        _ if listen.ip().is_loopback() => None,
+        (None, _) => Some(format!(
+            "admin.listen is {listen}: whoever reaches it can delete images and start downloads; see admin.auth"
+        )),
+        (Some(_), None) => Some(format!(
+            "admin.listen is {listen} without admin.tls: anybody on the way can read the tokens that admin.auth asks for"
+        )),
+        (Some(_), Some(_)) => None,
+    }
 }
 
 fn upstream_warnings(upstream: &UpstreamConfig, is_open: bool) -> Vec<String> {

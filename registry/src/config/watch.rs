@@ -245,6 +245,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
         ("listen", *listen != new.listen),
         ("admin.listen", admin.listen != new.admin.listen),
+        ("admin.tls", admin.tls != new.admin.tls),
+        ("admin.auth", admin.auth != new.admin.auth),
         ("data", *data != new.data),
         ("tls", *tls != new.tls),
         ("store", *store != new.store),
