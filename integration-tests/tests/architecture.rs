@@ -30,6 +30,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "reqwest",
         &[
             "registry/src/upstream",
+            "registry/src/admin/auth",
             "registry/src/cli/prefetch.rs",
             "operator/src/registry.rs",
             "warmer/src/registry.rs",
@@ -54,6 +55,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "webpki_root_certs",
         &[
             "registry/src/upstream/tls.rs",
+            "registry/src/admin/auth",
             "operator/src/registry.rs",
             "warmer/src/registry.rs",
         ],

@@ -17,7 +17,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use coral_schema::process::serve::Peer;
+use coral_schema::process::serve::{FileSender, Peer};
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use prometheus_client::registry::Registry;
@@ -102,6 +102,8 @@ struct Asked<'a> {
     query: Query<'a>,
     /// Where the client is.
     client: Option<IpAddr>,
+    /// Sends files on its connection, where that can.
+    files: Option<FileSender>,
     /// The registry that a mirror request means.
     ns: Option<Cow<'a, str>>,
     entry: Entry,
@@ -161,6 +163,7 @@ async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
         headers: &parts.headers,
         query,
         client: parts.extensions.get().map(|Peer(address)| address.ip()),
+        files: parts.extensions.get().cloned(),
         ns: query.get("ns"),
         entry: Entry::new(Arc::clone(&http.log), parts.method.clone()),
     };
@@ -214,6 +217,7 @@ fn respond(answer: Answer, asked: Asked<'_>) -> Response {
         headers: _,
         query: _,
         client: _,
+        files: _,
         ns,
         mut entry,
     } = asked;

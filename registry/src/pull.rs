@@ -25,8 +25,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use self::answer::{
-    BlobAnswer, BlobHead, BodyError, Ensure, Kind, ManifestAnswer, Outcome, PullError, RangeSpec,
-    ReferrersAnswer, TagsAnswer, Want,
+    BlobAnswer, BlobBody, BlobHead, BodyError, Ensure, Kind, ManifestAnswer, Outcome, PullError,
+    RangeSpec, ReferrersAnswer, TagsAnswer, Want,
 };
 use self::fetch::{Fetched, PendingTag};
 use self::flight::Flights;
@@ -57,6 +57,7 @@ mod negative;
 pub mod prefetch;
 mod recorder;
 mod revalidate;
+mod stored;
 
 /// Answers pulls. Clones share everything.
 #[derive(Debug, Clone)]

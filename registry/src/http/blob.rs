@@ -1,6 +1,7 @@
 //! GET and HEAD of a blob (end-2): streamed while it arrives, whole or in part.
 
 use coral_schema::oci::{Digest, media_type};
+use coral_schema::process::serve::FileSender;
 use http::header::{ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 
@@ -45,7 +46,7 @@ pub(super) async fn blob(
     } else {
         http.puller.blob(&cap, digest, range).await?
     };
-    Ok(get_answer(blob, &tag))
+    Ok(get_answer(blob, asked.files.take(), &tag))
 }
 
 async fn head(
@@ -68,7 +69,7 @@ fn head_answer(head: BlobHead, tag: &EntityTag) -> Answer {
     answer
 }
 
-fn get_answer(blob: BlobAnswer, tag: &EntityTag) -> Answer {
+fn get_answer(blob: BlobAnswer, files: Option<FileSender>, tag: &EntityTag) -> Answer {
     let mut answer = Answer::new(StatusCode::OK, blob.outcome);
     set_headers(&mut answer, tag);
     match (blob.range, blob.size) {
@@ -83,7 +84,7 @@ fn get_answer(blob: BlobAnswer, tag: &EntityTag) -> Answer {
         (None, Some(size)) => answer.set_length(size),
         (None, None) => {}
     }
-    answer.set_content(Content::Stream(blob.body));
+    answer.set_content(Content::Stream(blob.body.into_stream(files)));
     answer
 }
 
@@ -100,7 +101,7 @@ fn set_headers(answer: &mut Answer, tag: &EntityTag) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pull::Outcome;
+    use crate::pull::{BlobBody, Outcome};
     use futures::StreamExt as _;
     use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 
@@ -108,10 +109,10 @@ mod tests {
         let blob = BlobAnswer {
             size,
             range,
-            body: futures::stream::empty().boxed(),
+            body: BlobBody::Arriving(futures::stream::empty().boxed()),
             outcome: Outcome::Join,
         };
-        get_answer(blob, &EntityTag::of(&Digest::sha256(b"")))
+        get_answer(blob, None, &EntityTag::of(&Digest::sha256(b"")))
     }
 
     #[test]

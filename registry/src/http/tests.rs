@@ -28,6 +28,7 @@ impl Server {
         let answer = async move |request: Request| {
             let entry = Entry::new(Arc::clone(&log), request.method().clone());
             let asked = Asked {
+                files: None,
                 client: None,
                 head: request.method() == Method::HEAD,
                 headers: request.headers(),

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use coral_schema::oci::Digest;
 use coral_schema::oci::manifest::ManifestError;
+use coral_schema::process::serve::FileSender;
 use futures::stream::BoxStream;
 
+use super::stored::StoredPart;
 use crate::transfer::reader::Follower;
 
 /// Where an answer came from: the `result` label of the metrics, and a field of the access log.
@@ -76,16 +78,48 @@ pub struct BlobHead {
     pub outcome: Outcome,
 }
 
-/// A blob, or a part of it, as a stream.
+/// A blob, or a part of it.
+#[derive(Debug)]
 pub struct BlobAnswer {
     /// Length of the whole blob; `None` when the upstream did not say it (then ranges are ignored).
     pub size: Option<u64>,
     /// First and last byte of a partial answer (206); `None` for the whole (200).
     pub range: Option<(u64, u64)>,
-    /// The bytes. An error means: abort the connection, never end it cleanly.
-    pub body: BoxStream<'static, Result<Bytes, BodyError>>,
+    /// The bytes.
+    pub body: BlobBody,
     /// Where they come from.
     pub outcome: Outcome,
+}
+
+/// The bytes of a blob.
+pub enum BlobBody {
+    /// As they arrive.
+    Arriving(BoxStream<'static, Result<Bytes, BodyError>>),
+    /// All here.
+    Stored(StoredPart),
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Arriving(_) => "Arriving",
+            Self::Stored(_) => "Stored",
+        })
+    }
+}
+
+impl BlobBody {
+    /// For a response on the connection that `sender` belongs to, if it can send files. An error means: abort the
+    /// connection, never end it cleanly.
+    pub fn into_stream(
+        self,
+        sender: Option<FileSender>,
+    ) -> BoxStream<'static, Result<Bytes, BodyError>> {
+        match self {
+            Self::Arriving(stream) => stream,
+            Self::Stored(part) => part.into_stream(sender),
+        }
+    }
 }
 
 impl RangeSpec {
@@ -100,15 +134,6 @@ impl RangeSpec {
             Self::Suffix(length) if length > 0 => Some((size.saturating_sub(length), last)),
             _ => None,
         }
-    }
-}
-
-impl fmt::Debug for BlobAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobAnswer")
-            .field("size", &self.size)
-            .field("range", &self.range)
-            .finish_non_exhaustive()
     }
 }
 

@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use coral_schema::oci::Digest;
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
 use tokio::time::timeout;
 
 use super::failure::transfer_error;
+use super::stored::from_store;
 use super::{
-    BlobAnswer, BlobHead, BodyError, Ensure, Kind, Outcome, PullError, Puller, RangeSpec, Shared,
-    known,
+    BlobAnswer, BlobBody, BlobHead, BodyError, Ensure, Kind, Outcome, PullError, Puller, RangeSpec,
+    Shared, known,
 };
 use crate::access::cap::ReadCap;
-use crate::store::StoredBlob;
-use crate::transfer::reader::{Body, Pace};
+use crate::transfer::reader::Body;
 use crate::transfer::{Transfer, TransferError};
 use crate::upstream::{Priority, UpstreamErrorKind};
 
@@ -257,55 +255,7 @@ fn ignores_ranges(error: &TransferError) -> bool {
         .any(|error| matches!(error.kind, UpstreamErrorKind::Protocol(_)))
 }
 
-/// A stored blob, or a part of it.
-pub(super) fn from_store(
-    stored: Arc<StoredBlob>,
-    range: Option<RangeSpec>,
-) -> Result<BlobAnswer, PullError> {
-    let size = stored.size();
-    let part = match range {
-        Some(range) => Some(
-            range
-                .resolve(size)
-                .ok_or(PullError::RangeNotSatisfiable { size })?,
-        ),
-        None => None,
-    };
-    let (start, end) = part.map_or((0, size), |(start, last)| (start, last + 1));
-    let body = stored_body(stored, start, end);
-    Ok(BlobAnswer {
-        size: Some(size),
-        range: part,
-        body,
-        outcome: Outcome::Hit,
-    })
-}
-
-fn stored_body(
-    stored: Arc<StoredBlob>,
-    start: u64,
-    end: u64,
-) -> BoxStream<'static, Result<Bytes, BodyError>> {
-    stream::try_unfold(
-        (stored, start, Pace::default()),
-        move |(stored, position, mut pace)| async move {
-            if position >= end {
-                return Ok(None);
-            }
-            let at_most = pace.resume().min(end - position);
-            let chunk = stored
-                .read(position, usize::try_from(at_most).unwrap_or(usize::MAX))
-                .await;
-            let chunk = chunk.map_err(|error| BodyError(error.to_string()))?;
-            pace.hand_out(chunk.len());
-            let position = position + chunk.len() as u64;
-            Ok(Some((chunk, (stored, position, pace))))
-        },
-    )
-    .boxed()
-}
-
-fn to_answer(body: Body) -> BoxStream<'static, Result<Bytes, BodyError>> {
-    body.map(|chunk| chunk.map_err(|error| BodyError(error.to_string())))
-        .boxed()
+fn to_answer(body: Body) -> BlobBody {
+    let body = body.map(|chunk| chunk.map_err(|error| BodyError(error.to_string())));
+    BlobBody::Arriving(body.boxed())
 }

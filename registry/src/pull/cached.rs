@@ -5,7 +5,7 @@
 
 use coral_schema::oci::{Digest, ManifestRef};
 
-use super::blobs::from_store;
+use super::stored::from_store;
 use super::{
     BlobAnswer, BlobHead, ManifestAnswer, Outcome, PullError, Puller, RangeSpec, Want, known,
 };

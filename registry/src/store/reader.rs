@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coral_schema::process::serve::FileSender;
 use rustix::io::ReadWriteFlags;
 
 use super::StoreError;
@@ -40,6 +41,20 @@ impl FileReader {
             // Not in the page cache, or not to be had this way: the disk tells what is the matter.
             _ => self.read_disk(buffer, offset).await,
         }
+    }
+
+    /// Bytes in whose place `sender` sends the first part of the `length` bytes at `offset` straight from the page cache;
+    /// `None` when that would wait for the disk. A look at some pages is all there is: one of those between them that is
+    /// gone costs the thread a single read.
+    pub fn stand_in(&self, sender: &FileSender, offset: u64, length: u64) -> Option<Bytes> {
+        let length = length.min(FileSender::MOST as u64);
+        let last = offset.checked_add(length)?.checked_sub(1)?;
+        let mut looked_at = (offset..last).step_by(LOOK_EVERY).chain([last]);
+        let is_cached = |at| self.read_cached(&mut [0], at) == Ok(1);
+        looked_at.all(is_cached).then(|| {
+            let length = usize::try_from(length).unwrap_or(FileSender::MOST);
+            sender.stand_in(Arc::clone(&self.file), offset, length)
+        })
     }
 
     fn read_cached(&self, space: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
@@ -103,6 +118,12 @@ impl StoredBlob {
         self.reader.read_at(offset, rest.min(len_hint as u64))
     }
 
+    /// As [`FileReader::stand_in`], of what is left from `offset` on.
+    pub fn stand_in(&self, sender: &FileSender, offset: u64, length: u64) -> Option<Bytes> {
+        let rest = self.size.saturating_sub(offset);
+        self.reader.stand_in(sender, offset, rest.min(length))
+    }
+
     /// Has the blob been removed since it was opened?
     pub(super) fn is_removed(&self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
@@ -110,6 +131,9 @@ impl StoredBlob {
         metadata.is_ok_and(|metadata| metadata.nlink() == 0)
     }
 }
+
+/// The kernel reads files ahead, and takes their pages back, in runs of at least this many bytes.
+const LOOK_EVERY: usize = 64 << 10;
 
 /// A disk that is silent for longer fails the read: clients lose patience at about the same time.
 const DISK_DEADLINE: Duration = Duration::from_secs(30);
@@ -191,6 +215,28 @@ mod tests {
         reader.file.write_all_at(b"end", 5).unwrap();
         assert_eq!(reader.read_at(5, 3).await.unwrap(), "end");
         assert_eq!(reader.read_at(8, 0).await.unwrap(), "");
+    }
+
+    /// What is not in the page cache is not left to the kernel: it would make a thread of the runtime wait.
+    #[test]
+    fn only_cached_bytes_have_a_stand_in() {
+        let sender = FileSender::default();
+        let reader = reader(&content(3 * FileSender::MOST));
+        let whole = reader.stand_in(&sender, 5, u64::MAX >> 1).unwrap();
+        assert_eq!(whole.len(), FileSender::MOST);
+        let end = 3 * FileSender::MOST as u64;
+        assert!(reader.stand_in(&sender, end - 4, 4).is_some());
+        assert!(
+            reader.stand_in(&sender, end - 4, 5).is_none(),
+            "past the end"
+        );
+        assert!(reader.stand_in(&sender, 0, 0).is_none());
+
+        reader.file.sync_all().unwrap();
+        rustix::fs::fadvise(&reader.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if reader.read_cached(&mut [0], 1 << 20).is_err() {
+            assert!(reader.stand_in(&sender, 0, end).is_none());
+        }
     }
 
     /// H-43: a file that is shorter than it should be never looks complete.

@@ -9,7 +9,7 @@
 //! | send nothing more of a body, or leave an HTTP/2 stream unread | twice [`Limits::quiet`] |
 //! | stay when we stop | [`Drain`] |
 //!
-//! Handlers find the client's address as the extension [`Peer`]. A connection that breaks is no event: clients drop
+//! Handlers find the client's address as the extension [`Peer`], and with [`FileSender`] they may hand files to the kernel. A connection that breaks is no event: clients drop
 //! them all the time, so it is logged at DEBUG only.
 
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use hyper::body::Incoming;
-use hyper::{Request, service::service_fn};
+use hyper::{Request, Version, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,11 +33,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+pub use self::sendfile::FileSender;
 pub use self::socket::Socket;
 use super::tasks::Tasks;
 /// Named here for programs that only pass it on.
 pub use axum::Router;
 
+mod sendfile;
 mod socket;
 
 /// The address of the client, as seen by the socket: an extension of every request.
@@ -209,6 +211,25 @@ fn gone_already(error: &io::Error) -> bool {
     )
 }
 
+/// What handlers may know of a connection.
+struct Client {
+    peer: SocketAddr,
+    /// Where its bytes go out as they are.
+    files: Option<FileSender>,
+}
+
+impl Client {
+    fn introduce(&self, request: &mut Request<Incoming>) {
+        // HTTP/2 puts frames around what bodies yield, and mixes the streams of a connection.
+        let is_plain = request.version() < Version::HTTP_2;
+        let extensions = request.extensions_mut();
+        extensions.insert(Peer(self.peer));
+        if let Some(files) = self.files.as_ref().filter(|_| is_plain) {
+            extensions.insert(files.clone());
+        }
+    }
+}
+
 /// What all connections of a listener share.
 struct Shared {
     http: auto::Builder<Streams>,
@@ -246,13 +267,17 @@ impl Shared {
         let _ = stream.set_nodelay(true);
         let socket = Socket::new(stream, self.limits.stall);
         let traffic = socket.traffic();
+        let files = self.handshake.is_none().then(|| socket.files());
         let greeted = tokio::select! {
             greeted = timeout_at(deadline, self.greet(socket)) => greeted,
             () = self.close.cancelled() => return,
             () = self.cut.cancelled() => return,
         };
         match greeted {
-            Ok(Ok(io)) => self.converse(io, peer, deadline, &traffic).await,
+            Ok(Ok(io)) => {
+                let client = Client { peer, files };
+                self.converse(io, &client, deadline, &traffic).await;
+            }
             Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with this client"),
             Err(_) => tracing::debug!(%peer, "the TLS greeting took too long"),
         }
@@ -269,14 +294,14 @@ impl Shared {
     async fn converse(
         &self,
         io: Box<dyn Io>,
-        peer: SocketAddr,
+        client: &Client,
         deadline: Instant,
         traffic: &AtomicU64,
     ) {
         let spoke = AtomicBool::new(false);
         let service = service_fn(|mut request: Request<Incoming>| {
             spoke.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(Peer(peer));
+            client.introduce(&mut request);
             self.router.clone().call(request)
         });
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(io), service));
@@ -302,7 +327,7 @@ impl Shared {
             };
         }
         if let Some(Err(error)) = ended {
-            tracing::debug!(%peer, error, "a connection broke");
+            tracing::debug!(peer = %client.peer, error, "a connection broke");
         }
     }
 

@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use super::sendfile::{FileSender, Next, Part};
 
 /// How often a waiting write is tried within the time that it may wait.
 const TRIES: u32 = 8;
@@ -37,6 +38,7 @@ pub struct Socket {
     timer: Pin<Box<Sleep>>,
     lingering: bool,
     traffic: Arc<AtomicU64>,
+    files: FileSender,
 }
 
 impl Socket {
@@ -51,7 +53,13 @@ impl Socket {
             timer: Box::pin(tokio::time::sleep_until(now)),
             lingering: false,
             traffic: Arc::default(),
+            files: FileSender::default(),
         }
+    }
+
+    /// Puts files in the place of their stand-ins among the bytes that are written here.
+    pub(super) fn files(&self) -> FileSender {
+        self.files.clone()
     }
 
     /// Bytes that passed in both directions so far.
@@ -76,7 +84,7 @@ impl Socket {
     fn poll_stalled(
         &mut self,
         cx: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         let since = if let Some(since) = self.stalled_since {
             since
@@ -86,8 +94,8 @@ impl Socket {
             *self.stalled_since.insert(now)
         };
         while self.timer.as_mut().poll(cx).is_ready() {
-            match rustix::io::writev(&self.stream, buffers) {
-                Err(Errno::AGAIN | Errno::INTR) => {
+            match write(&self.stream) {
+                Err(error) if is_full(&error) => {
                     let now = Instant::now();
                     if now.duration_since(since) >= self.stall {
                         return Poll::Ready(Err(io::Error::new(
@@ -97,11 +105,48 @@ impl Socket {
                     }
                     self.timer.as_mut().reset(now + self.stall / TRIES);
                 }
-                result => return self.wrote(result.map_err(io::Error::from)),
+                result => return self.wrote(result),
             }
         }
         Poll::Pending
     }
+
+    fn poll_buffers(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.stream).poll_write_vectored(cx, buffers) {
+            Poll::Ready(result) => self.wrote(result),
+            Poll::Pending => {
+                let write = |stream: &_| Ok(rustix::io::writev(stream, buffers)?);
+                self.poll_stalled(cx, write)
+            }
+        }
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>, part: &Part) -> Poll<io::Result<usize>> {
+        let sent = loop {
+            if self.stream.poll_write_ready(cx)?.is_pending() {
+                break ready!(self.poll_stalled(cx, |stream| part.send(stream)));
+            }
+            let send = || part.send(&self.stream);
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if is_full(&error) => {}
+                result => break ready!(self.wrote(result)),
+            }
+        };
+        if let Ok(sent) = sent {
+            self.files.advance(sent);
+        }
+        Poll::Ready(sent)
+    }
+}
+
+/// Does the kernel take nothing now?
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted)
 }
 
 impl AsyncRead for Socket {
@@ -133,9 +178,9 @@ impl AsyncWrite for Socket {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.stream).poll_write_vectored(cx, buffers) {
-            Poll::Ready(result) => this.wrote(result),
-            Poll::Pending => this.poll_stalled(cx, buffers),
+        match this.files.next(buffers)? {
+            Next::Buffers(count) => this.poll_buffers(cx, &buffers[..count]),
+            Next::Part(part) => this.poll_part(cx, &part),
         }
     }
 
