@@ -49,6 +49,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "operator/src/main.rs",
             "warmer/src/cli",
             "warmer/src/main.rs",
+            "schema/src/process/entry.rs",
         ],
     ),
     (

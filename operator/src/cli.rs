@@ -6,14 +6,14 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use coral_schema::duration::HumanDuration;
-use coral_schema::process::telemetry::Format;
+use coral_schema::process::entry::LogFlags;
 use url::Url;
 
 use crate::address::NodeAddress;
 
 mod run;
 
-pub use self::run::{fail, run};
+pub use self::run::run;
 
 /// What the process was started with.
 #[derive(Debug, Parser)]
@@ -100,24 +100,9 @@ pub struct Flags {
         default_value = "0.0.0.0:9091"
     )]
     pub admin_listen: SocketAddr,
-    /// Which events are logged: a level, or `info,coral_operator=debug`
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    pub log: String,
-    /// How a log line looks: text or json
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    pub log_format: Format,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub logs: LogFlags,
 }
 
 /// What to do.

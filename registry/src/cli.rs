@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use coral_schema::process::telemetry::Format;
+use coral_schema::process::entry::LogFlags;
 
 pub mod prefetch;
 mod progress;
 mod run;
 
-pub use self::run::{fail, run};
+pub use self::run::run;
 
 /// What the process was started with.
 #[derive(Debug, Parser)]
@@ -56,24 +56,9 @@ pub struct Flags {
     /// Folder on a local disk that holds everything the cache keeps
     #[arg(long, global = true, env = "CORAL_DATA", value_name = "FOLDER")]
     pub data: Option<PathBuf>,
-    /// Which events are logged: a level, or `info,coral_registry=debug`
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    pub log: String,
-    /// How a log line looks: text or json
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    pub log_format: Format,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub logs: LogFlags,
 }
 
 /// What to do.
@@ -95,6 +80,7 @@ pub enum Command {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use coral_schema::process::telemetry::Format;
 
     use super::*;
 
@@ -117,7 +103,7 @@ mod tests {
             let cli = parse(line).unwrap();
             assert!(matches!(cli.command(), Command::Serve));
             assert_eq!(cli.flags.data, Some("/d".into()));
-            assert_eq!(cli.flags.log_format, Format::Json);
+            assert_eq!(cli.flags.logs.log_format, Format::Json);
         }
     }
 

@@ -1,37 +1,16 @@
 //! `coral-registry`: a pull-through caching OCI registry.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser as _;
 use coral_registry::cli::{self, Cli};
-use coral_schema::process::open_files;
-use coral_schema::process::telemetry::Telemetry;
+use coral_schema::process::entry;
 
 fn main() -> ExitCode {
     // A second call finds it installed; that is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
-    let telemetry = match Telemetry::init(&cli.flags.log, cli.flags.log_format) {
-        Ok(telemetry) => telemetry,
-        Err(error) => return cli::fail(&error),
-    };
-    if let Err(error) = open_files::raise_limit() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return cli::fail(&error),
-    };
-    let code = runtime.block_on(cli::run(&cli, &telemetry));
-    // A thread that a disk does not answer must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    telemetry.flush(Duration::from_secs(1));
-    code.unwrap_or_else(|error| {
-        tracing::debug!(?error, "failed");
-        cli::fail(&*error)
+    entry::run("coral-registry", &cli.flags.logs, async |telemetry| {
+        Ok(cli::run(&cli, telemetry).await?)
     })
 }

@@ -1,6 +1,7 @@
-//! What the process of every program has in common: logs, tasks, stop signals, probes, the accept loop; and the numbers
-//! and paths that a chart relies on.
+//! What the process of every program has in common: its life, logs, tasks, stop signals, probes, the accept loop; and the
+//! numbers and paths that a chart relies on.
 
+pub mod entry;
 pub mod health;
 pub mod open_files;
 pub mod serve;

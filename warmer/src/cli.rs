@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use coral_schema::process::WARMER_ADMIN_PORT;
-use coral_schema::process::telemetry::Format;
+use coral_schema::process::entry::LogFlags;
 
 mod run;
 
-pub use self::run::{fail, run};
+pub use self::run::run;
 
 /// What the process was started with.
 #[derive(Debug, Parser)]
@@ -74,24 +74,9 @@ pub struct Flags {
         default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, WARMER_ADMIN_PORT))
     )]
     pub admin_listen: SocketAddr,
-    /// Which events are logged: a level, or `info,coral_warmer=debug`
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    pub log: String,
-    /// How a log line looks: text or json
-    #[arg(
-        long,
-        global = true,
-        env = "CORAL_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    pub log_format: Format,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub logs: LogFlags,
 }
 
 /// What to do instead of warming.

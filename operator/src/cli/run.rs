@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use coral_schema::process::EXIT_FAILURE;
 use coral_schema::process::shutdown::Shutdown;
 use coral_schema::process::tasks::Tasks;
 use coral_schema::process::telemetry::Telemetry;
@@ -21,7 +20,7 @@ use crate::node_cache::wishes::ObjectKey;
 use crate::registry::{self, Registry};
 use crate::{crds, explain, metrics, uninstall};
 
-/// Runs the command. An error is for [`fail`].
+/// Runs the command.
 pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let flags = &cli.flags;
     match cli.command() {
@@ -58,13 +57,6 @@ pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-/// Says why the program ends.
-pub fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nobody is left to tell when standard error is gone, too.
-    let _ = writeln!(io::stderr(), "coral-operator: {error}");
-    ExitCode::from(EXIT_FAILURE)
 }
 
 async fn lead(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {

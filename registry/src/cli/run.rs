@@ -15,7 +15,7 @@ use crate::app::{self, App};
 use crate::config::{self, Loaded, Overrides};
 use crate::metrics;
 
-/// Runs the command. An error is for [`fail`].
+/// Runs the command.
 pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     match cli.command() {
         Command::Serve => serve(&cli.flags, telemetry).await,
@@ -25,13 +25,6 @@ pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
         }
         Command::Rebuild => rebuild(&cli.flags).await,
     }
-}
-
-/// Says why the program ends.
-pub fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nobody is left to tell when standard error is gone, too.
-    let _ = writeln!(io::stderr(), "coral-registry: {error}");
-    ExitCode::from(EXIT_FAILURE)
 }
 
 fn load(flags: &Flags) -> anyhow::Result<(Loaded, app::Origin)> {

@@ -4,10 +4,10 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use coral_schema::process::EXIT_SOCKET_DEAD;
 use coral_schema::process::shutdown::Shutdown;
 use coral_schema::process::tasks::Tasks;
 use coral_schema::process::telemetry::Telemetry;
-use coral_schema::process::{EXIT_FAILURE, EXIT_SOCKET_DEAD};
 use prometheus_client::registry::Registry;
 
 use super::{Cli, Command, Flags};
@@ -15,19 +15,12 @@ use crate::app::{self, App, Ended};
 use crate::disk::Space;
 use crate::{metrics, mirror};
 
-/// Runs the command. An error is for [`fail`].
+/// Runs the command.
 pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => warm(&cli.flags, telemetry).await,
         Some(Command::Cleanup) => cleanup(&cli.flags).await,
     }
-}
-
-/// Says why the program ends.
-pub fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nobody is left to tell when standard error is gone, too.
-    let _ = writeln!(io::stderr(), "coral-warmer: {error}");
-    ExitCode::from(EXIT_FAILURE)
 }
 
 async fn warm(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
