@@ -266,6 +266,56 @@ async fn only_the_wanted_platforms_are_fetched() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_for_some_of_the_platforms_is_done_and_says_so() -> anyhow::Result<()> {
+    let (upstream, cache) = start().await?;
+    let index = Image::multi_platform(1, &["linux/amd64", "linux/arm64"], &[1000]);
+    upstream.publish("team/app", "v1", &index);
+    let platforms = ["linux/arm64", "linux/riscv64", "linux/s390x"];
+    let request = json!({ "images": [named("team/app:v1")], "platforms": platforms });
+    let status = run(&cache, &request).await?;
+    assert_eq!(status["state"], "done", "{status}");
+    let shown = &status["images"][0];
+    assert_eq!(shown["state"], "done");
+    assert_eq!(
+        shown["missingPlatforms"],
+        json!(["linux/riscv64", "linux/s390x"])
+    );
+    assert_eq!(shown["reason"], "PlatformMissing");
+    assert_eq!(
+        shown["message"],
+        "it has no image for linux/riscv64, linux/s390x"
+    );
+    let stored = cache.stored();
+    let held = |blob: &Blob| stored.contains_key(&blob.digest);
+    assert!(index.children[1].blobs.iter().all(held), "the rest is held");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_to_what_cannot_be_had_says_where() -> anyhow::Result<()> {
+    let (upstream, cache) = start().await?;
+    let (old, new) = (Image::new(1, &[1000]), Image::new(2, &[1000]));
+    upstream.publish("team/app", "v1", &old);
+    let refresh = json!({ "images": [named("team/app:v1")], "refresh": true });
+    let status = run(&cache, &refresh).await?;
+    assert_eq!(status["images"][0].get("upstreamDigest"), None);
+
+    upstream.publish("team/app", "v1", &new);
+    let gets = When::manifest(&new.digest().to_string()).method(Method::GET);
+    upstream.always(gets, Fault::status(403));
+    let status = run(&cache, &refresh).await?;
+    let shown = &status["images"][0];
+    assert_eq!(
+        (&shown["state"], &shown["reason"]),
+        (&json!("done"), &json!("Stale")),
+        "{status}"
+    );
+    assert_eq!(shown["digest"], json!(old.digest()));
+    assert_eq!(shown["upstreamDigest"], json!(new.digest()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refresh_asks_what_a_fresh_tag_means_now() -> anyhow::Result<()> {
     let (mut upstream, cache) = start().await?;
     let (old, new) = (Image::new(1, &[1000]), Image::new(2, &[1000]));

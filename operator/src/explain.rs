@@ -121,7 +121,6 @@ fn image(entry: &Entry) -> Option<PrefetchImage> {
     let digest = entry.digest.as_ref()?.parse().ok()?;
     let size = entry.size_bytes.unwrap_or_default();
     Some(PrefetchImage {
-        reference: entry.reference.clone(),
         state: if entry.cached {
             PrefetchState::Done
         } else {
@@ -131,9 +130,7 @@ fn image(entry: &Entry) -> Option<PrefetchImage> {
         size_bytes: size,
         bytes_done: if entry.cached { size } else { 0 },
         bytes_total: size,
-        reason: None,
-        message: None,
-        layers: Vec::new(),
+        ..PrefetchImage::queued(&entry.reference)
     })
 }
 

@@ -141,15 +141,13 @@ impl World {
     ) {
         let known = matches!(state, PrefetchState::Done | PrefetchState::Running);
         let image = PrefetchImage {
-            reference: reference.to_owned(),
             state,
             digest: known.then(|| Digest::sha256(reference.as_bytes())),
             size_bytes: 1000,
             bytes_done: 1000,
             bytes_total: 1000,
             reason,
-            message: None,
-            layers: Vec::new(),
+            ..PrefetchImage::queued(reference)
         };
         self.cache.images.insert(reference.to_owned(), image);
     }

@@ -34,15 +34,10 @@ fn registry(script: &[PrefetchState], images: &Arc<Mutex<Vec<String>>>) -> Route
             id,
             state,
             images: vec![PrefetchImage {
-                reference: "nginx".to_owned(),
                 state,
-                digest: None,
-                size_bytes: 0,
-                bytes_done: 0,
-                bytes_total: 0,
                 reason: failed.then_some(PrefetchReason::NotFound),
                 message: failed.then(|| "no such tag".to_owned()),
-                layers: Vec::new(),
+                ..PrefetchImage::queued("nginx")
             }],
         })
     };

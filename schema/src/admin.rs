@@ -296,12 +296,20 @@ pub struct PrefetchImage {
     /// What the reference means, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// What the tag means upstream, where that is known to be something else: the tag has moved, and what it means now
+    /// could not be fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_digest: Option<Digest>,
     /// Compressed length of what one node pulls: of the largest platform's image, where several are wanted.
     pub size_bytes: u64,
     /// Bytes of configs and layers that are held, of all wanted platforms.
     pub bytes_done: u64,
     /// Bytes of configs and layers in all, as far as its manifests are known.
     pub bytes_total: u64,
+    /// Wanted platforms that the upstream has no image for, while it has one for others: these are fetched, and it ends
+    /// done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "platforms")]
+    pub missing_platforms: Vec<Platform>,
     /// Why it failed, or what is not as it should be, in one word for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<PrefetchReason>,
@@ -312,12 +320,31 @@ pub struct PrefetchImage {
     pub layers: Vec<PrefetchLayer>,
 }
 
+impl PrefetchImage {
+    /// One that waits for its turn: nothing is known of it.
+    pub fn queued(reference: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            state: PrefetchState::Queued,
+            digest: None,
+            upstream_digest: None,
+            size_bytes: 0,
+            bytes_done: 0,
+            bytes_total: 0,
+            missing_platforms: Vec::new(),
+            reason: None,
+            message: None,
+            layers: Vec::new(),
+        }
+    }
+}
+
 /// See [`PrefetchImage::reason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrefetchReason {
     /// The upstream does not have it.
     NotFound,
-    /// The upstream has it for none of the wanted platforms.
+    /// The upstream has it for none of the wanted platforms; when it is done, for some of them only.
     PlatformMissing,
     /// The cache does not serve this registry, or may not read the repository there.
     Unauthorized,
@@ -434,7 +461,6 @@ mod tests {
     #[test]
     fn a_prefetched_image_on_the_wire() {
         let image = PrefetchImage {
-            reference: "a.b/c:d".to_owned(),
             state: PrefetchState::Failed,
             digest: Some(Digest::sha256(b"")),
             size_bytes: 1,
@@ -442,7 +468,7 @@ mod tests {
             bytes_total: 3,
             reason: Some(PrefetchReason::UpstreamUnavailable),
             message: Some("no answer".to_owned()),
-            layers: Vec::new(),
+            ..PrefetchImage::queued("a.b/c:d")
         };
         let text = serde_json::to_string(&image).unwrap();
         let expected = format!(
@@ -451,6 +477,23 @@ mod tests {
         );
         let rest = r#""reason":"UpstreamUnavailable","message":"no answer","layers":[]}"#;
         assert_eq!(text, expected + rest);
+        // A registry of the last version says neither.
+        assert_eq!(serde_json::from_str::<PrefetchImage>(&text).unwrap(), image);
+
+        let partial = PrefetchImage {
+            upstream_digest: image.digest,
+            missing_platforms: vec!["linux/arm/v7".parse().unwrap()],
+            ..image
+        };
+        let text = serde_json::to_string(&partial).unwrap();
+        let moved = format!(r#""upstreamDigest":"{}""#, Digest::sha256(b""));
+        assert!(text.contains(&moved), "{text}");
+        assert!(
+            text.contains(r#""missingPlatforms":["linux/arm/v7"]"#),
+            "{text}"
+        );
+        let read = serde_json::from_str::<PrefetchImage>(&text).unwrap();
+        assert_eq!(read, partial);
     }
 
     /// An operator works with a registry of the next version.

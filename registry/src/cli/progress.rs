@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use coral_schema::admin::{
     PrefetchImage, PrefetchLayer, PrefetchState, PrefetchStatus, TransferState,
 };
+use coral_schema::oci::Platform;
 use tokio::time::Instant;
 
 /// Lines that are redrawn: fewer than the smallest usual terminal has, since what has scrolled away cannot be.
@@ -139,12 +140,23 @@ fn summary(image: &PrefetchImage) -> String {
             let left = size.saturating_sub(done).checked_div(rate);
             format!("{name}: {}", amount(done, size, rate, left))
         }
-        PrefetchState::Done => format!("{name}: held, {}", bytes(size)),
+        PrefetchState::Done if image.missing_platforms.is_empty() => {
+            format!("{name}: held, {}", bytes(size))
+        }
+        PrefetchState::Done => {
+            let missing = listed(&image.missing_platforms);
+            format!("{name}: held, {}; no image for {missing}", bytes(size))
+        }
         PrefetchState::Failed => {
             let reason = image.message.as_deref().unwrap_or("no reason given");
             format!("{name}: failed: {reason}")
         }
     })
+}
+
+fn listed(platforms: &[Platform]) -> String {
+    let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 fn amount(done: u64, size: u64, rate: u64, seconds_left: Option<u64>) -> String {
@@ -214,15 +226,9 @@ mod tests {
             id: "1".to_owned(),
             state,
             images: vec![PrefetchImage {
-                reference: "nginx".to_owned(),
                 state,
-                digest: None,
-                size_bytes: 0,
-                bytes_done: 0,
-                bytes_total: 0,
-                reason: None,
-                message: None,
                 layers,
+                ..PrefetchImage::queued("nginx")
             }],
         }
     }
@@ -270,6 +276,18 @@ mod tests {
         let done = job(PrefetchState::Done, Vec::new());
         assert_eq!(changes(Some(&running), &done, false), ["nginx: held, 0 B"]);
         assert!(changes(Some(&done), &done, true).is_empty());
+    }
+
+    #[test]
+    fn what_is_held_for_some_platforms_says_so() {
+        let mut partial = job(PrefetchState::Done, Vec::new());
+        partial.images[0].missing_platforms = ["linux/arm64", "linux/s390x"]
+            .map(|name| name.parse().unwrap())
+            .to_vec();
+        assert_eq!(
+            drawing(&partial),
+            ["nginx: held, 0 B; no image for linux/arm64, linux/s390x"]
+        );
     }
 
     #[test]

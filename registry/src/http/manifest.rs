@@ -69,6 +69,7 @@ mod tests {
             body: body.map(Bytes::from_static),
             outcome: Outcome::Stale,
             warning: Some("not checked".to_owned()),
+            moved_to: None,
         }
     }
 

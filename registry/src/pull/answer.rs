@@ -56,6 +56,8 @@ pub struct ManifestAnswer {
     pub outcome: Outcome,
     /// A sentence for a `Warning: 299` header.
     pub warning: Option<String>,
+    /// What the tag means upstream by the last that was heard, where this answer is something else.
+    pub moved_to: Option<Digest>,
 }
 
 /// What a client asked of a blob (RFC 9110, section 14).

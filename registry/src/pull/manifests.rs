@@ -228,6 +228,7 @@ impl Puller {
             body: None,
             outcome: Outcome::Miss,
             warning: None,
+            moved_to: None,
         })
     }
 
@@ -326,6 +327,7 @@ fn answer(
         body: (want == Want::Body).then_some(bytes),
         outcome,
         warning: None,
+        moved_to: None,
     }
 }
 
@@ -337,5 +339,6 @@ fn from_descriptor(child: &ChildRow) -> ManifestAnswer {
         body: None,
         outcome: Outcome::Hit,
         warning: None,
+        moved_to: None,
     }
 }

@@ -227,21 +227,10 @@ fn references(images: &[String]) -> Result<Vec<ImageReference>, PrefetchRefused>
 }
 
 fn queued(id: &str, images: &[String]) -> PrefetchStatus {
-    let image = |image: &String| PrefetchImage {
-        reference: image.clone(),
-        state: PrefetchState::Queued,
-        digest: None,
-        size_bytes: 0,
-        bytes_done: 0,
-        bytes_total: 0,
-        reason: None,
-        message: None,
-        layers: Vec::new(),
-    };
     PrefetchStatus {
         id: id.to_owned(),
         state: PrefetchState::Queued,
-        images: images.iter().map(image).collect(),
+        images: images.iter().map(PrefetchImage::queued).collect(),
     }
 }
 

@@ -140,8 +140,11 @@ impl Puller {
             Ok(answer) => Ok(trim(answer, want)),
             Err(error) => {
                 let text = "the tag has moved, but its new manifest could not be fetched";
-                self.stale_or(cap, asked, (StaleReason::Unreachable, text), error)
-                    .await
+                let why = (StaleReason::Unreachable, text);
+                let answer = self.stale_or(cap, asked, why, error).await?;
+                let moved_to = head.digest.or(answer.moved_to);
+                let moved_to = moved_to.filter(|digest| *digest != answer.digest);
+                Ok(ManifestAnswer { moved_to, ..answer })
             }
         }
     }
@@ -184,6 +187,7 @@ impl Puller {
                 return Ok(ManifestAnswer {
                     outcome: Outcome::Stale,
                     warning: Some(warning),
+                    moved_to: (digest != row.digest).then_some(row.digest),
                     ..answer
                 });
             }

@@ -133,10 +133,7 @@ impl Manifest {
 
     /// Is it an index, whose children are manifests?
     pub fn is_index(&self) -> bool {
-        matches!(
-            self.media_type.as_str(),
-            media_type::OCI_INDEX | media_type::DOCKER_LIST
-        )
+        media_type::is_index(&self.media_type)
     }
 }
 

@@ -113,9 +113,11 @@ pub(super) fn join(known: &mut PrefetchImage, other: &PrefetchImage) {
         known.reason = other.reason;
         known.message.clone_from(&other.message);
     }
-    if known.digest.is_none() {
-        known.digest.clone_from(&other.digest);
-    }
+    known.digest = known.digest.or(other.digest);
+    known.upstream_digest = known.upstream_digest.or(other.upstream_digest);
+    known
+        .missing_platforms
+        .extend(other.missing_platforms.iter().cloned());
     known.size_bytes = known.size_bytes.max(other.size_bytes);
     known.bytes_done += other.bytes_done;
     known.bytes_total += other.bytes_total;

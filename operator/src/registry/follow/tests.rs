@@ -37,15 +37,12 @@ fn wanted(prefetch: Vec<PrefetchRequest>) -> CacheRequests {
 
 fn image(reference: &str, state: PrefetchState) -> PrefetchImage {
     PrefetchImage {
-        reference: reference.to_owned(),
         state,
         digest: Some(Digest::sha256(reference.as_bytes())),
         size_bytes: 7,
         bytes_done: 1,
         bytes_total: 10,
-        reason: None,
-        message: None,
-        layers: Vec::new(),
+        ..PrefetchImage::queued(reference)
     }
 }
 
@@ -310,9 +307,13 @@ async fn an_image_for_two_platforms_is_there_when_both_are() {
     follower.want(&key("a"), wanted(prefetch), start);
     let jobs = &mut follower.objects.get_mut(&key("a")).unwrap().jobs;
     jobs[0].images = vec![image("nginx", PrefetchState::Done)];
-    jobs[1].images = vec![image("nginx", PrefetchState::Running)];
+    jobs[1].images = vec![PrefetchImage {
+        missing_platforms: vec!["linux/arm64".parse().unwrap()],
+        ..image("nginx", PrefetchState::Running)
+    }];
     let facts = follower.facts(&key("a"), start);
     assert_eq!(facts.images["nginx"].state, PrefetchState::Running);
     assert_eq!(facts.images["nginx"].bytes_total, 20);
     assert_eq!(facts.images["nginx"].size_bytes, 7);
+    assert_eq!(facts.images["nginx"].missing_platforms.len(), 1);
 }

@@ -7,11 +7,11 @@ use coral_schema::admin::{
     self, PrefetchImage, PrefetchLayer, PrefetchReason, PrefetchState, PrefetchStatus,
 };
 use coral_schema::oci::manifest::ChildKind;
-use coral_schema::oci::{Digest, ImageReference, Manifest, ManifestRef};
+use coral_schema::oci::{Digest, ImageReference, Manifest, ManifestRef, Platform};
 use futures::StreamExt as _;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::walk::{Blob, Walk};
+use super::walk::{Blob, Walk, no_image_for};
 use super::{Inner, Job, Problem};
 use crate::access::cap::ReadCap;
 use crate::pull::failure::transfer_error;
@@ -96,6 +96,8 @@ impl ImageJob<'_> {
             let size = image.map(|child| child.size).fold(0, u64::saturating_add);
             self.update(|status| status.size_bytes = status.size_bytes.max(size));
         }
+        let missing = walk.missing()?;
+        self.update(|status| show_missing(status, missing));
         Ok(blobs)
     }
 
@@ -224,9 +226,18 @@ fn note(image: &mut PrefetchImage, problem: Problem) {
 /// What the reference means, and whether that could be checked.
 fn show_root(image: &mut PrefetchImage, answer: &ManifestAnswer) {
     image.digest = Some(answer.digest);
+    image.upstream_digest = answer.moved_to;
     if let Some(warning) = &answer.warning {
         note(image, because(PrefetchReason::Stale, warning.clone()));
     }
+}
+
+/// That nobody could be asked is the more important thing to say.
+fn show_missing(image: &mut PrefetchImage, missing: Vec<Platform>) {
+    if image.reason.is_none() && !missing.is_empty() {
+        note(image, no_image_for(&missing));
+    }
+    image.missing_platforms = missing;
 }
 
 fn add_up(image: &mut PrefetchImage) {

@@ -17,6 +17,10 @@ const MAX_CONTENT: usize = 1000;
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     platforms: &'a [Platform],
+    /// Of these, the ones that no index has named yet.
+    unnamed: Vec<&'a Platform>,
+    /// An index said what one of its images runs on.
+    told: bool,
     /// Manifests to look at, with their depths.
     queue: VecDeque<(ManifestRef, usize)>,
     depth: usize,
@@ -35,6 +39,8 @@ impl<'a> Walk<'a> {
     pub(super) fn new(root: ManifestRef, platforms: &'a [Platform]) -> Self {
         Self {
             platforms,
+            unnamed: platforms.iter().collect(),
+            told: false,
             queue: VecDeque::from([(root, 0)]),
             depth: 0,
             seen: HashSet::new(),
@@ -51,7 +57,13 @@ impl<'a> Walk<'a> {
     /// Takes in the manifest that [`Walk::next`] named; the blobs that it adds, in its order.
     pub(super) fn visit(&mut self, manifest: &Manifest) -> Result<Vec<Blob>, Problem> {
         let mut blobs = Vec::new();
-        for child in wanted(manifest, self.platforms)? {
+        self.tick_off(&manifest.children);
+        let platforms = self.platforms;
+        for child in manifest
+            .children
+            .iter()
+            .filter(|child| is_wanted(child, platforms))
+        {
             if !self.seen.insert(child.digest) {
                 continue;
             }
@@ -78,39 +90,59 @@ impl<'a> Walk<'a> {
         }
         Ok(blobs)
     }
+
+    /// An image that names no platform may be for any of them; a nested index speaks for itself.
+    fn tick_off(&mut self, children: &[Child]) {
+        for child in children
+            .iter()
+            .filter(|child| child.kind == ChildKind::Manifest)
+        {
+            match &child.platform {
+                Some(platform) => {
+                    self.told = true;
+                    self.unnamed.retain(|wish| !wish.accepts(platform));
+                }
+                None if media_type::is_index(&child.media_type) => {}
+                None => self.unnamed.clear(),
+            }
+        }
+    }
+
+    /// At the end of the walk: the wanted platforms that the image is not for. To be for none of them is an error: a node
+    /// would find nothing in it, either.
+    pub(super) fn missing(&self) -> Result<Vec<Platform>, Problem> {
+        if !self.told {
+            return Ok(Vec::new());
+        }
+        let missing: Vec<Platform> = self.unnamed.iter().copied().cloned().collect();
+        if missing.len() == self.platforms.len() {
+            return Err(no_image_for(&missing));
+        }
+        Ok(missing)
+    }
 }
 
 /// All blobs but those that may be absent everywhere; of the manifests those that run on a wanted platform, or that name
-/// none (artifacts, nested indexes). An index without anything for the wanted platforms is an error: a node would find
-/// nothing in it, either.
-fn wanted<'m>(manifest: &'m Manifest, platforms: &[Platform]) -> Result<Vec<&'m Child>, Problem> {
-    let runs = |child: &Child| {
-        let platform = child.platform.as_ref();
-        platform.is_none_or(|platform| platforms.iter().any(|wish| wish.accepts(platform)))
-    };
-    let chosen: Vec<&Child> = manifest
-        .children
-        .iter()
-        .filter(|child| match child.kind {
-            ChildKind::Manifest => runs(child),
-            ChildKind::Config | ChildKind::Layer => {
-                !media_type::is_non_distributable(&child.media_type)
-            }
-        })
-        .collect();
-    if chosen.is_empty()
-        && manifest
-            .children
-            .iter()
-            .any(|child| child.platform.is_some())
-    {
-        let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
-        return Err(Problem {
-            reason: PrefetchReason::PlatformMissing,
-            message: format!("it has no image for {}", names.join(", ")),
-        });
+/// none (artifacts, nested indexes).
+fn is_wanted(child: &Child, platforms: &[Platform]) -> bool {
+    match child.kind {
+        ChildKind::Manifest => {
+            let platform = child.platform.as_ref();
+            platform.is_none_or(|platform| platforms.iter().any(|wish| wish.accepts(platform)))
+        }
+        ChildKind::Config | ChildKind::Layer => {
+            !media_type::is_non_distributable(&child.media_type)
+        }
     }
-    Ok(chosen)
+}
+
+/// What is said of platforms that an image is not for.
+pub(super) fn no_image_for(platforms: &[Platform]) -> Problem {
+    let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    Problem {
+        reason: PrefetchReason::PlatformMissing,
+        message: format!("it has no image for {}", names.join(", ")),
+    }
 }
 
 fn bomb(message: String) -> Problem {
@@ -219,22 +251,61 @@ mod tests {
         assert_eq!(walk.next(), None);
     }
 
+    /// What is missing of `wishes` after a walk over these manifests.
+    fn missing(wishes: &[&str], manifests: &[Manifest]) -> Result<String, Problem> {
+        let wishes = platforms(wishes);
+        let mut walk = Walk::new(root(), &wishes);
+        for manifest in manifests {
+            walk.next().expect("named by one before");
+            walk.visit(manifest)?;
+        }
+        let names: Vec<String> = walk.missing()?.iter().map(ToString::to_string).collect();
+        Ok(names.join(" "))
+    }
+
     #[test]
-    fn nothing_for_the_platform_is_an_error() {
-        let wishes = platforms(&["linux/riscv64"]);
-        let error = Walk::new(root(), &wishes).visit(&index(&[(1, Some("linux/amd64"))]));
+    fn nothing_for_the_platforms_is_an_error() {
+        let error = missing(&["linux/riscv64"], &[index(&[(1, Some("linux/amd64"))])]);
         let error = error.unwrap_err();
         assert_eq!(error.reason, PrefetchReason::PlatformMissing);
         assert!(error.message.contains("linux/riscv64"));
+        let no_choice = [index(&[]), image(&[]), index(&[(1, None)])];
+        for manifest in no_choice {
+            assert_eq!(missing(&["linux/riscv64"], &[manifest]), Ok(String::new()));
+        }
+    }
+
+    #[test]
+    fn nothing_for_some_platforms_is_told() {
+        let wishes = ["linux/amd64", "linux/arm64", "linux/s390x"];
+        let amd64 = (1, Some("linux/amd64"));
+        let attestation = (2, Some("unknown/unknown"));
+        let only_one = index(&[amd64, attestation]);
         assert_eq!(
-            Walk::new(root(), &wishes).visit(&index(&[])),
-            Ok(vec![]),
-            "an empty index"
+            missing(&wishes, &[only_one]),
+            Ok("linux/arm64 linux/s390x".to_owned())
         );
-        assert!(
-            Walk::new(root(), &wishes).visit(&image(&[])).is_ok(),
-            "no index, no choice"
-        );
+        let all = index(&[amd64, (3, Some("linux/arm64")), (4, Some("linux/s390x"))]);
+        assert_eq!(missing(&wishes, &[all]), Ok(String::new()));
+        let may_be_for_any = index(&[amd64, (5, None)]);
+        assert_eq!(missing(&wishes, &[may_be_for_any]), Ok(String::new()));
+    }
+
+    /// No index needs to have all of them.
+    #[test]
+    fn nested_indexes_are_looked_at_together() {
+        let nested = |number: usize| {
+            json!({
+                "mediaType": media_type::OCI_INDEX, "digest": digest(number).to_string(), "size": 1
+            })
+        };
+        let root = manifest(&json!({
+            "mediaType": media_type::OCI_INDEX, "manifests": [nested(1), nested(2)]
+        }));
+        let first = index(&[(3, Some("linux/amd64"))]);
+        let second = index(&[(4, Some("linux/arm64"))]);
+        let found = missing(&["linux/arm64", "linux/s390x"], &[root, first, second]);
+        assert_eq!(found, Ok("linux/s390x".to_owned()));
     }
 
     #[test]
