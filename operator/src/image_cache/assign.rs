@@ -16,9 +16,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use coral_schema::crd::node_cache::NodeRegistryPolicy;
+use coral_schema::oci::Platform;
 
 use super::dereference::{NodeFacts, Surroundings};
-use super::validate::ValidatedImageCache;
+use super::validate::{ValidatedImage, ValidatedImageCache};
 use crate::node_cache::wishes::{NodeWish, ObjectWishes, Verdict};
 
 pub mod progress;
@@ -171,6 +172,7 @@ fn plans(
     masks: &BTreeMap<Arc<str>, (Arc<NodeFacts>, u16)>,
 ) -> Vec<NodePlan> {
     let previous = Previous::new(object, around.previous);
+    let partial = partial(object, around);
     let mut by_mask: HashMap<u16, Vec<(usize, u16)>> = HashMap::new();
     let plans = masks.values().map(|(node, mask)| {
         let images = by_mask
@@ -178,6 +180,10 @@ fn plans(
             .or_insert_with(|| images_of(object, *mask));
         let before = previous.at(&node.name);
         let left_out = left_out(around, &node.name);
+        let lacks = |image: usize| {
+            let mut missing = partial.iter().filter(|(index, _)| *index == image);
+            missing.any(|(_, missing)| node.platform().is_some_and(|own| missing.contains(&own)))
+        };
         let mut walk = node.walk();
         let pairs = images.iter().map(|&(image, sets)| {
             let spelling = &*object.images[image].spelling;
@@ -187,10 +193,11 @@ fn plans(
                 image,
                 sets,
                 grant,
-                progress: if left_out.contains(&spelling) {
-                    Progress::LeftOut
-                } else {
-                    progress
+                progress: match progress {
+                    _ if left_out.contains(&spelling) => Progress::LeftOut,
+                    Progress::Ready => Progress::Ready,
+                    _ if lacks(image) => Progress::NoPlatform,
+                    progress => progress,
                 },
             }
         });
@@ -217,6 +224,19 @@ fn images_of(object: &ValidatedImageCache, mask: u16) -> Vec<(usize, u16)> {
     let mut images: Vec<(usize, u16)> = images.into_iter().collect();
     images.sort_unstable_by_key(|(image, _)| &object.images[*image].spelling);
     images
+}
+
+/// Images, by index, that the upstream has for some of the wanted platforms only, with the others.
+fn partial<'a>(
+    object: &ValidatedImageCache,
+    around: &Surroundings<'a>,
+) -> Vec<(usize, &'a [Platform])> {
+    let missing = |image: &ValidatedImage| -> &'a [Platform] {
+        let progress = around.cache.images.get(&*image.spelling);
+        progress.map_or(&[], |progress| &progress.missing_platforms)
+    };
+    let images = object.images.iter().map(missing).enumerate();
+    images.filter(|(_, missing)| !missing.is_empty()).collect()
 }
 
 fn left_out<'a>(around: &Surroundings<'a>, node: &str) -> Vec<&'a str> {

@@ -8,7 +8,7 @@ use coral_schema::admin::PrefetchRequest;
 use coral_schema::oci::Platform;
 
 use super::assign::Assignment;
-use super::dereference::{NodeFacts, Surroundings};
+use super::dereference::Surroundings;
 use super::refresh::Due;
 use super::resources::{CacheRequests, Pins, Prepared, Resources};
 use super::validate::ValidatedImageCache;
@@ -188,13 +188,13 @@ fn platforms(
 ) -> Vec<BTreeSet<Platform>> {
     let mut all = vec![BTreeSet::new(); object.images.len()];
     let linux = around.nodes.values().filter(|node| node.is_linux());
-    let everywhere: BTreeSet<Platform> = linux.filter_map(|node| platform(node)).collect();
+    let everywhere: BTreeSet<Platform> = linux.filter_map(|node| node.platform()).collect();
     let masks: Vec<(u16, Option<Platform>)> = assignment
         .nodes
         .iter()
         .map(|plan| {
             let sets = plan.pairs.iter().fold(0, |sets, pair| sets | pair.sets);
-            (sets, platform(&plan.node))
+            (sets, plan.node.platform())
         })
         .collect();
     for (index, set) in object.sets.iter().enumerate() {
@@ -210,16 +210,6 @@ fn platforms(
         }
     }
     all
-}
-
-/// Kubelets say their architecture in a label, by Go's name. Any variant matches.
-fn platform(node: &NodeFacts) -> Option<Platform> {
-    let architecture = node.labels.get("kubernetes.io/arch")?;
-    Some(Platform {
-        os: "linux".to_owned(),
-        architecture: architecture.clone(),
-        variant: None,
-    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use coral_schema::admin::PrefetchImage;
 use coral_schema::crd::PAUSED_ANNOTATION;
 use coral_schema::crd::node_cache::{NodeCache, NodeCacheStatus, NodeImage, NodeImageStatus};
+use coral_schema::oci::Platform;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
@@ -171,6 +172,16 @@ impl NodeFacts {
         self.labels
             .get("kubernetes.io/os")
             .is_some_and(|os| os == "linux")
+    }
+
+    /// What it runs: kubelets say their architecture in a label, by Go's name. Any variant matches.
+    pub fn platform(&self) -> Option<Platform> {
+        let architecture = self.labels.get("kubernetes.io/arch")?;
+        Some(Platform {
+            os: "linux".to_owned(),
+            architecture: architecture.clone(),
+            variant: None,
+        })
     }
 
     fn answered_generation(&self) -> Option<i64> {

@@ -6,6 +6,7 @@ use coral_schema::quantity::ByteSize;
 
 use super::assign::{Assignment, NodePlan, Pair, Progress, Wait, Way};
 use super::dereference::Surroundings;
+use super::status::failures::no_image_for;
 use super::validate::ValidatedImageCache;
 
 /// One line per image for the cache, then one per node and image that is not held; a warm node has one line in all.
@@ -54,7 +55,10 @@ fn in_cache(progress: Option<&PrefetchImage>) -> String {
         PrefetchState::Queued => "queued".to_owned(),
         PrefetchState::Running if progress.digest.is_none() => "looks for its manifests".to_owned(),
         PrefetchState::Running => format!("has {done} of {total}"),
-        PrefetchState::Done => format!("complete ({total})"),
+        PrefetchState::Done => match no_image_for(progress) {
+            None => format!("complete ({total})"),
+            Some(missing) => format!("has {total}; {missing}"),
+        },
         PrefetchState::Failed => format!("failed: {message}"),
     }
 }
@@ -98,6 +102,7 @@ fn node(
             Progress::Ready => continue,
             Progress::NotGranted(wait) => format!("waits: {}", why(wait)),
             Progress::LeftOut => "left out: the node's list is full".to_owned(),
+            Progress::NoPlatform => "left out: it has no image for the node's platform".to_owned(),
             Progress::Waiting(_) => format!("told; {}", said(report, "waits for its turn")),
             Progress::Pulling(_) => {
                 let failed = report.map_or(0, |report| report.attempts);

@@ -25,6 +25,8 @@ pub enum Progress {
     Failed,
     /// The node's list is full.
     LeftOut,
+    /// The image has no variant for the node, which is not waited for.
+    NoPlatform,
 }
 
 /// What an image that is not held counts for.

@@ -75,7 +75,7 @@ impl Wave<'_> {
         let barred = self.barred(plan);
         let mut told = Told::Nothing;
         for pair in plan.pairs.iter_mut().filter(|pair| pair.grant.is_none()) {
-            if pair.progress == Progress::LeftOut {
+            if matches!(pair.progress, Progress::LeftOut | Progress::NoPlatform) {
                 continue;
             }
             let gate = barred.map_or_else(|| self.gate(pair), Err);

@@ -54,7 +54,9 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
                         first.get_or_insert(&plan.node.name);
                     }
                 }
-                Progress::Failed | Progress::LeftOut => entry.failed_nodes += 1,
+                Progress::Failed | Progress::LeftOut | Progress::NoPlatform => {
+                    entry.failed_nodes += 1;
+                }
                 Progress::NotGranted(_) | Progress::Waiting(_) | Progress::Pulling(_) => {}
             }
         }
@@ -87,14 +89,20 @@ pub enum State {
     Pulling,
     /// Nothing runs, and none failed.
     Waiting,
-    /// An image failed or was left out, or the warmer is silent.
+    /// An image failed, was left out or has no variant for it, or the warmer is silent.
     Failed,
 }
 
 /// Where a desired node stands.
 pub fn state(plan: &NodePlan) -> State {
     let any = |is: fn(Progress) -> bool| plan.pairs.iter().any(|pair| is(pair.progress));
-    if plan.silent || any(|it| matches!(it, Progress::Failed | Progress::LeftOut)) {
+    let failed = |it| {
+        matches!(
+            it,
+            Progress::Failed | Progress::LeftOut | Progress::NoPlatform
+        )
+    };
+    if plan.silent || any(failed) {
         State::Failed
     } else if any(|it| matches!(it, Progress::Pulling(_))) {
         State::Pulling
@@ -162,16 +170,16 @@ fn is_cached(progress: Option<&PrefetchImage>, before: Option<&Entry>) -> bool {
         before.is_some_and(|before| *before == digest.to_string())
     });
     match progress.state {
-        PrefetchState::Done => true,
+        PrefetchState::Done => progress.missing_platforms.is_empty(),
         PrefetchState::Queued | PrefetchState::Running => was && same,
         PrefetchState::Failed => was && same && reason(progress).is_some_and(Reason::is_temporary),
     }
 }
 
-/// Why the cache does not hold an image, in the words of statuses.
+/// Why the cache does not hold an image, or not for all platforms, in the words of statuses.
 pub(super) fn reason(image: &PrefetchImage) -> Option<Reason> {
     if image.state != PrefetchState::Failed {
-        return None;
+        return (!image.missing_platforms.is_empty()).then_some(Reason::PlatformMissing);
     }
     Some(match image.reason {
         Some(PrefetchReason::NotFound) => Reason::NotFound,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coral_schema::admin::PrefetchImage;
+use coral_schema::admin::{PrefetchImage, PrefetchState};
 use coral_schema::crd::Reason;
 use coral_schema::crd::image_cache::{Failure, ImageCacheStatus};
 use coral_schema::crd::node_cache::ImageState;
@@ -73,18 +73,29 @@ pub(super) fn failures<'a>(outcome: &Outcome<'a>) -> Failures<'a> {
     }
     for image in &outcome.object.images {
         let progress = outcome.around.cache.images.get(&*image.spelling);
-        if let Some((reason, progress)) = progress.and_then(cache_failure) {
+        if let Some((reason, message)) = progress.and_then(cache_failure) {
             let found = all.entry((Some(&image.spelling), reason)).or_default();
             // What the cache says is nearer to the cause than what nodes say.
-            found.message.clone_from(&progress.message);
+            found.message = message;
         }
     }
     conflicts(outcome, &mut all);
     all
 }
 
-fn cache_failure(progress: &PrefetchImage) -> Option<(Reason, &PrefetchImage)> {
-    Some((reason(progress)?, progress))
+fn cache_failure(progress: &PrefetchImage) -> Option<(Reason, Option<String>)> {
+    let message = match progress.state {
+        PrefetchState::Failed => progress.message.clone(),
+        _ => no_image_for(progress),
+    };
+    Some((reason(progress)?, message))
+}
+
+/// A sentence about an image that is there for some of the wanted platforms only.
+pub fn no_image_for(progress: &PrefetchImage) -> Option<String> {
+    let missing = &progress.missing_platforms;
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| format!("it has no image for {}", names.join(", ")))
 }
 
 fn of_node<'a>(outcome: &Outcome<'a>, plan: &'a NodePlan, all: &mut Failures<'a>) {
@@ -94,6 +105,10 @@ fn of_node<'a>(outcome: &Outcome<'a>, plan: &'a NodePlan, all: &mut Failures<'a>
             Progress::Ready | Progress::NotGranted(_) | Progress::Pulling(_) => {}
             Progress::LeftOut => all
                 .entry((Some(spelling), Reason::NodeListFull))
+                .or_default()
+                .on(&plan.node.name, None),
+            Progress::NoPlatform => all
+                .entry((Some(spelling), Reason::PlatformMissing))
                 .or_default()
                 .on(&plan.node.name, None),
             // What waits with a reason is shown as well: a full disk is no failed pull.

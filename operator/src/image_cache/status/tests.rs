@@ -402,3 +402,78 @@ fn what_is_not_ready_is_skipped() {
     );
     assert_eq!(short(&status, "Ready"), ("True", "Warm"));
 }
+/// A node of each architecture; the image is for one of them, and one node pulls at a time.
+fn for_one_of_two_platforms() -> World {
+    let mut world = World::new();
+    world.add_node("a-arm", &[("kubernetes.io/arch", "arm64")]);
+    world.add_node("b-amd", &[]);
+    world.cached(IMAGE);
+    lack(&mut world, "linux/arm64");
+    world
+}
+
+fn lack(world: &mut World, platform: &str) {
+    let image = world.cache.images.get_mut(IMAGE).unwrap();
+    image.missing_platforms = vec![platform.parse().unwrap()];
+}
+
+#[test]
+fn an_image_for_some_of_the_platforms_says_which_are_missing() {
+    let mut world = for_one_of_two_platforms();
+    let object = object("a", EVERYWHERE);
+    let status = settled(&mut world, &object);
+    assert_eq!(
+        world.told(IMAGE),
+        ["b-amd"],
+        "the other node is not waited for"
+    );
+    assert_eq!((status.nodes.ready, status.nodes.failed), (1, 1));
+    assert_eq!(short(&status, "CacheReady"), ("False", "PlatformMissing"));
+    assert_eq!(short(&status, "NodesReady"), ("False", "PlatformMissing"));
+    assert_eq!(short(&status, "Ready"), ("False", "PlatformMissing"));
+    assert_eq!(short(&status, "Stalled"), ("True", "PlatformMissing"));
+    let [failure] = &status.failures[..] else {
+        panic!("{:?}", status.failures);
+    };
+    assert_eq!(failure.reason, Reason::PlatformMissing);
+    assert_eq!(
+        (failure.nodes, &failure.sample_nodes[..]),
+        (1, &["a-arm".to_owned()][..])
+    );
+    assert!(
+        failure
+            .message
+            .starts_with("it has no image for linux/arm64; ")
+            && failure.message.ends_with(Reason::PlatformMissing.remedy()),
+        "{}",
+        failure.message
+    );
+    let told = world.explain(&object).join("\n");
+    assert!(
+        told.contains("no image for linux/arm64")
+            && told.contains("node a-arm: nginx:1.27: left out"),
+        "{told}"
+    );
+
+    // The image was pushed for the other platform, too.
+    world.cached(IMAGE);
+    assert_eq!(
+        short(&settled(&mut world, &object), "Ready"),
+        ("True", "Warm")
+    );
+}
+
+/// Its manifests are known bit by bit: a node that was told before does not keep its slot.
+#[test]
+fn a_node_without_a_platform_gives_its_slot_back() {
+    let mut world = for_one_of_two_platforms();
+    world.progress(IMAGE, PrefetchState::Running, None);
+    let object = object("a", EVERYWHERE);
+    world.reconcile(&object);
+    world.write();
+    assert_eq!(world.told(IMAGE), ["a-arm"]);
+    lack(&mut world, "linux/arm64");
+    world.reconcile(&object);
+    world.write();
+    assert_eq!(world.told(IMAGE), ["a-arm", "b-amd"]);
+}
