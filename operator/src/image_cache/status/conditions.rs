@@ -228,7 +228,7 @@ fn drifted(tally: &Tally) -> Said {
         reason: if is { Reason::Drifted } else { Reason::Warm },
         message: if is {
             format!(
-                "other content than in the cache: {}",
+                "other content than upstream or in the cache: {}",
                 listed(&texts, texts.len())
             )
         } else {

@@ -17,7 +17,7 @@ pub struct Tally {
     pub entries: Vec<Entry>,
     /// Some nodes that are desired and not ready, by name.
     pub waiting: Vec<String>,
-    /// Nodes that hold another digest than the cache, by image; with the first of them.
+    /// Nodes that hold another digest than the upstream or the cache, by image; with the first of them.
     pub drift: Vec<(String, u32, String)>,
 }
 
@@ -113,9 +113,9 @@ pub fn state(plan: &NodePlan) -> State {
     }
 }
 
-/// Does the node hold another digest than the cache under the same name?
+/// Does the node hold something else than what the name means upstream, or else in the cache?
 fn holds_another(plan: &NodePlan, entry: &Entry) -> bool {
-    let Some(digest) = &entry.digest else {
+    let Some(digest) = entry.upstream_digest.as_ref().or(entry.digest.as_ref()) else {
         return false;
     };
     plan.node
@@ -147,6 +147,8 @@ fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {
             digest: known.digest.clone(),
             size_bytes: known.size_bytes,
             cached: is_cached(progress, before),
+            upstream_digest: upstream_digest(progress, resolved, before)
+                .filter(|digest| known.digest.as_ref() != Some(digest)),
             last_resolved: if resolved {
                 last_refresh.cloned()
             } else {
@@ -156,6 +158,18 @@ fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {
         }
     });
     entries.collect()
+}
+
+/// What the tag means upstream, where the cache could not follow it; by the last answer, as long as there is none.
+fn upstream_digest(
+    progress: Option<&PrefetchImage>,
+    resolved: bool,
+    before: Option<&Entry>,
+) -> Option<String> {
+    let now = progress.and_then(|progress| progress.upstream_digest);
+    let before = before.filter(|_| !resolved);
+    now.map(|digest| digest.to_string())
+        .or_else(|| before.and_then(|entry| entry.upstream_digest.clone()))
 }
 
 /// What was held is held while it is verified again, and while the upstream or the cache is away: no refresh makes an

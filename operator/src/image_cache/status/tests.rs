@@ -477,3 +477,55 @@ fn a_node_without_a_platform_gives_its_slot_back() {
     world.write();
     assert_eq!(world.told(IMAGE), ["a-arm", "b-amd"]);
 }
+
+#[test]
+fn what_the_tag_means_upstream_is_told_where_the_cache_could_not_follow() {
+    let mut world = World::with_nodes(1);
+    world.cached(IMAGE);
+    let object = object("a", EVERYWHERE);
+    let entry = |status: &ImageCacheStatus| status.entries[0].clone();
+    let first = entry(&settled(&mut world, &object));
+    assert!(first.digest.is_some());
+    assert_eq!(first.upstream_digest, None, "it is the same");
+
+    let moved = coral_schema::oci::Digest::sha256(b"newer");
+    world.progress(IMAGE, PrefetchState::Done, Some(PrefetchReason::Stale));
+    world.cache.images.get_mut(IMAGE).unwrap().upstream_digest = Some(moved);
+    let status = world.reconcile(&object);
+    assert_eq!(entry(&status).digest, first.digest);
+    assert_eq!(entry(&status).upstream_digest, Some(moved.to_string()));
+    assert_eq!(short(&status, "Ready"), ("True", "Warm"));
+
+    // Nobody can say anything else.
+    for (state, reason) in [
+        (PrefetchState::Queued, None),
+        (PrefetchState::Running, None),
+        (PrefetchState::Done, Some(PrefetchReason::Stale)),
+    ] {
+        world.progress(IMAGE, state, reason);
+        let known = entry(&world.reconcile(&object)).upstream_digest;
+        assert_eq!(known, Some(moved.to_string()), "{state:?}");
+    }
+    // The cache followed.
+    world.cached(IMAGE);
+    world.cache.images.get_mut(IMAGE).unwrap().digest = Some(moved);
+    let status = world.reconcile(&object);
+    assert_eq!(entry(&status).digest, Some(moved.to_string()));
+    assert_eq!(entry(&status).upstream_digest, None);
+}
+
+#[test]
+fn l12_a_node_drifts_from_what_the_tag_means_upstream() {
+    let mut world = World::with_nodes(1);
+    world.cached(IMAGE);
+    let object = object("a", EVERYWHERE);
+    settled(&mut world, &object);
+    let held = coral_schema::oci::Digest::sha256(IMAGE.as_bytes());
+    world.answer("n000").images[0].digest = Some(held.to_string());
+    let status = world.reconcile(&object);
+    assert_eq!(short(&status, "Drifted").0, "False");
+    let image = world.cache.images.get_mut(IMAGE).unwrap();
+    image.upstream_digest = Some(coral_schema::oci::Digest::sha256(b"newer"));
+    let status = world.reconcile(&object);
+    assert_eq!(short(&status, "Drifted"), ("True", "Drifted"));
+}
