@@ -76,11 +76,11 @@ fn nodes_ready(outcome: &Outcome<'_>, tally: &Tally, failures: &Failures<'_>) ->
     let nodes = &tally.nodes;
     let missing = &outcome.assignment.missing;
     let short = outcome.assignment.short_of_replicas;
-    let is = nodes.ready == nodes.desired && missing.is_empty() && short == 0;
+    // Nodes that are not ready are not waited for, but where all of them are away nothing is known to be warm.
+    let all_away = nodes.desired == 0 && nodes.skipped > 0;
+    let is = nodes.ready == nodes.desired && missing.is_empty() && short == 0 && !all_away;
     let reason = if !is {
-        node_cause(outcome, failures)
-    } else if nodes.desired == 0 && nodes.skipped > 0 {
-        Reason::NodeNotReady
+        node_cause(outcome, tally, failures)
     } else if nodes.desired == 0 && has_node_sets(outcome) {
         Reason::NoMatchingNodes
     } else {
@@ -126,7 +126,7 @@ fn has_node_sets(outcome: &Outcome<'_>) -> bool {
 }
 
 /// Why nodes are not warm: what does not pass by itself first, then what is most frequent.
-fn node_cause(outcome: &Outcome<'_>, failures: &Failures<'_>) -> Reason {
+fn node_cause(outcome: &Outcome<'_>, tally: &Tally, failures: &Failures<'_>) -> Reason {
     let permanent = failures
         .iter()
         .filter(|((_, reason), _)| !reason.is_temporary() && *reason != Reason::Conflict)
@@ -146,6 +146,7 @@ fn node_cause(outcome: &Outcome<'_>, failures: &Failures<'_>) -> Reason {
         None if outcome.assignment.short_of_replicas > 0 && outcome.assignment.nodes.is_empty() => {
             Reason::NoMatchingNodes
         }
+        None if tally.nodes.desired == 0 && tally.nodes.skipped > 0 => Reason::NodeNotReady,
         None => Reason::Warming,
     }
 }

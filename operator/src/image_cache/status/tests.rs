@@ -402,6 +402,39 @@ fn what_is_not_ready_is_skipped() {
     );
     assert_eq!(short(&status, "Ready"), ("True", "Warm"));
 }
+
+/// Nobody waits for them, but nothing is known to be warm either.
+#[test]
+fn where_all_nodes_are_away_nothing_is_warm() {
+    let mut world = World::with_nodes(2);
+    world.cached(IMAGE);
+    let object = object(
+        "a",
+        &format!("{EVERYWHERE}\nrollout: {{maxConcurrentNodes: 2}}"),
+    );
+    assert_eq!(
+        short(&settled(&mut world, &object), "Ready"),
+        ("True", "Warm")
+    );
+    for node in ["n000", "n001"] {
+        world.set_ready(node, false);
+    }
+    let status = world.reconcile(&object);
+    assert_eq!((status.nodes.desired, status.nodes.skipped), (0, 2));
+    assert_eq!(short(&status, "NodesReady"), ("False", "NodeNotReady"));
+    assert_eq!(short(&status, "CacheReady"), ("True", "Warm"));
+    let (is, reason, message) = condition(&status, "Ready");
+    assert_eq!((is, reason), ("False", "NodeNotReady"));
+    assert!(message.contains("2 not ready, skipped"), "{message}");
+    assert_eq!(short(&status, "Stalled").0, "False", "it passes by itself");
+    world.set_ready("n001", true);
+    assert_eq!(
+        short(&world.reconcile(&object), "Ready"),
+        ("True", "Warm"),
+        "the other one is skipped"
+    );
+}
+
 /// A node of each architecture; the image is for one of them, and one node pulls at a time.
 fn for_one_of_two_platforms() -> World {
     let mut world = World::new();
