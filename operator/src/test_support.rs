@@ -204,7 +204,7 @@ impl World {
         let previous = self.statuses.get(&object.key).cloned();
         let due = refresh::due(object, previous.as_ref(), Duration::ZERO, self.now);
         let (wishes, status) = self.with_surroundings(object, |around, _| {
-            let resources = build(object, &assignment, around, due).applied(true);
+            let resources = build(object, &assignment, around, due).applied(true, &assignment);
             let outcome = Outcome {
                 object,
                 assignment: &assignment,

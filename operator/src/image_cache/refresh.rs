@@ -4,15 +4,21 @@
 //! what it lacks. With `tagPolicy: Keep` no revision is raised: nodes look at what they hold in their own rhythm
 //! (`lookInterval`) and pull only what is absent; what they hold under another digest than the cache is Drifted.
 //!
+//! Whoever asks by annotation wants another try as well: images whose pulls failed on nodes get a raised revision there,
+//! which starts the count of `retry.limit` anew.
+//!
 //! A request by annotation is handled when its value differs from `status.lastHandledRefresh` (L24): nothing is deleted
 //! that whoever keeps objects as they stand in a repository would put back.
 
 use std::time::Duration;
 
 use coral_schema::crd::ImageCacheStatus;
+use coral_schema::crd::node_cache::ImageState;
 use jiff::Timestamp;
 
+use super::assign::Assignment;
 use super::validate::ValidatedImageCache;
+use crate::node_cache::wishes::ObjectWishes;
 
 /// Why everything is to be verified, if it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +65,23 @@ pub fn next(
         .and_then(|status| status.last_refresh.as_ref())
         .map_or(object.created, |time| time.0);
     last.checked_add(interval).ok()
+}
+
+/// Raises the revision of every image whose pull failed on a node, as its warmer last reported. For the one round in which
+/// a request counts as handled.
+pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
+    for plan in &assignment.nodes {
+        let Some(told) = wishes.nodes.get_mut(&plan.node.name) else {
+            continue;
+        };
+        for wish in told {
+            let spelling = &wishes.images[wish.image].reference;
+            let report = plan.node.reported(spelling);
+            if report.is_some_and(|report| report.state == ImageState::Failed) {
+                wish.revision += 1;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

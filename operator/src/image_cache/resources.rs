@@ -8,7 +8,8 @@ use std::marker::PhantomData;
 use coral_schema::admin::PrefetchRequest;
 use jiff::Timestamp;
 
-use super::refresh::Due;
+use super::assign::Assignment;
+use super::refresh::{self, Due};
 use crate::node_cache::wishes::ObjectWishes;
 
 /// Not asked for yet.
@@ -58,19 +59,24 @@ impl Pins {
 }
 
 impl Resources<Prepared> {
-    /// For `apply`, once nodes and cache were asked. `cache_took` says that the registry took the prefetch: a refresh that
-    /// it did not take is due again.
-    pub fn applied(self, cache_took: bool) -> Resources<Applied> {
+    /// For `apply`, once the cache was asked, and before nodes are told. `cache_took` says that the registry took the
+    /// prefetch: a refresh that it did not take is due again; one that was asked for by a person, and is taken now, tries
+    /// again on nodes what failed there.
+    pub fn applied(self, cache_took: bool, assignment: &Assignment) -> Resources<Applied> {
         let Self {
-            wishes,
+            mut wishes,
             cache,
             due,
             state: _,
         } = self;
+        let due = if cache_took { due } else { Due::No };
+        if matches!(due, Due::Asked(_)) {
+            refresh::try_again(&mut wishes, assignment);
+        }
         Resources {
             wishes,
             cache,
-            due: if cache_took { due } else { Due::No },
+            due,
             state: PhantomData,
         }
     }

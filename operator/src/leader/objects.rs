@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Leader;
 use super::world::object_key;
-use crate::image_cache::assign::{Slots, assign};
+use crate::image_cache::assign::{Assignment, Slots, assign};
 use crate::image_cache::build::build;
 use crate::image_cache::dereference::{CacheFacts, Surroundings};
 use crate::image_cache::finalizer::Decision;
@@ -60,7 +60,7 @@ impl Leader {
                 self.due.objects.mark(&waiting, now);
             }
         }
-        let resources = self.hand_over(resources, now);
+        let resources = self.hand_over(resources, &assignment, now);
         let around = self.around(key, &cache, now);
         let status = status::status(&Outcome {
             object: validated,
@@ -91,15 +91,20 @@ impl Leader {
         }
     }
 
-    /// Asks nodes and the cache.
-    fn hand_over(&mut self, resources: Resources<Prepared>, now: Instant) -> Resources<Applied> {
+    /// Asks the cache and nodes.
+    fn hand_over(
+        &mut self,
+        resources: Resources<Prepared>,
+        assignment: &Assignment,
+        now: Instant,
+    ) -> Resources<Applied> {
         let key = resources.wishes.object.clone();
+        self.cache.want(&key, resources.cache.clone(), now);
+        let resources = resources.applied(self.cache.took(&key), assignment);
         for node in self.wishes.set(resources.wishes.clone()) {
             self.due.nodes.mark(&node, now);
         }
-        self.cache.want(&key, resources.cache.clone(), now);
-        let took = self.cache.took(&key);
-        resources.applied(took)
+        resources
     }
 
     /// It cannot be evaluated: what nodes hold in its name stays, and nothing is purged.

@@ -164,11 +164,13 @@ impl Candidate<'_> {
                 verdicts.push((loser.object.clone(), verdict));
             }
         }
+        let revisions = self.wishes.iter().map(|(_, wish)| wish.revision);
         NodeImage {
             reference: self.reference.to_string(),
             digest: facts.digest.clone(),
             size_bytes: facts.size_bytes,
-            revision: wish.revision,
+            // Whoever asks for another try gets it.
+            revision: revisions.max().unwrap_or(wish.revision),
             priority: winner.priority,
             registry_policy: wish.policy,
             on_eviction: winner.on_eviction,

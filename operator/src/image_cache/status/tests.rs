@@ -562,3 +562,31 @@ fn l12_a_node_drifts_from_what_the_tag_means_upstream() {
     let status = world.reconcile(&object);
     assert_eq!(short(&status, "Drifted"), ("True", "Drifted"));
 }
+
+/// What failed on a node is tried again when a person asks, once for each request.
+#[test]
+fn l24_a_request_starts_the_count_of_tries_anew() {
+    let mut world = World::with_nodes(2);
+    world.cached(IMAGE);
+    let spec = format!(
+        "{EVERYWHERE}\nretry: {{limit: 1}}\nrefresh: {{interval: 0s}}\nrollout: {{maxConcurrentNodes: 2}}"
+    );
+    let mut asked = object("a", &spec);
+    world.reconcile(&asked);
+    world.write();
+    world.say("n000", IMAGE, ImageState::Ready);
+    world.say("n001", IMAGE, ImageState::Failed);
+    let revisions = |world: &mut World, object: &ValidatedImageCache| {
+        world.reconcile(object);
+        world.write();
+        let of = |name: &str| world.stored[name].spec.images[0].revision;
+        [of("n000"), of("n001")]
+    };
+    assert_eq!(revisions(&mut world, &asked), [0, 0], "the limit stands");
+    asked.refresh_request = Some("monday".to_owned());
+    assert_eq!(revisions(&mut world, &asked), [0, 1]);
+    world.say("n001", IMAGE, ImageState::Failed);
+    assert_eq!(revisions(&mut world, &asked), [0, 1], "once");
+    asked.refresh_request = Some("tuesday".to_owned());
+    assert_eq!(revisions(&mut world, &asked), [0, 2]);
+}

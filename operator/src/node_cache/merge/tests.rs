@@ -415,3 +415,14 @@ proptest::proptest! {
         }
     }
 }
+
+/// Only the winner decides how an image is pulled, but anybody may ask for another try.
+#[test]
+fn another_try_is_made_whoever_asks() {
+    let (winner, loser) = (retaining("a"), retaining("b"));
+    let mut world = holding(&[&winner, &loser]);
+    let mut wishes = world.wishes.of(&loser.key).unwrap().clone();
+    wishes.nodes.get_mut("n000").unwrap()[0].revision = 1;
+    world.wishes.set(wishes);
+    assert_eq!(world.merge("n000").spec.images[0].revision, 1);
+}
