@@ -15,6 +15,8 @@ use tokio::time::Instant;
 const CLIENT_DEADLINE: Duration = Duration::from_mins(3);
 /// How long a process has to start serving. containerd and dockerd on a busy two-core machine take seconds.
 const START_DEADLINE: Duration = Duration::from_mins(1);
+/// Many a look starts a client program, and there are two cores.
+const BETWEEN_POLLS: Duration = Duration::from_millis(100);
 
 /// A server of this test. It is killed when the value is dropped, and by the kernel when the test program dies.
 pub(crate) struct Process {
@@ -194,15 +196,24 @@ pub(crate) fn command(program: impl AsRef<Path>) -> Command {
 pub(crate) async fn eventually<T>(
     what: &str,
     within: Duration,
-    mut probe: impl AsyncFnMut() -> Option<T>,
+    probe: impl AsyncFnMut() -> Option<T>,
 ) -> T {
+    let answer = polled(within, probe).await;
+    answer.unwrap_or_else(|| panic!("not within {within:?}: {what}"))
+}
+
+/// Polls until there is an answer; nothing after `within`.
+pub(crate) async fn polled<T>(
+    within: Duration,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
     let deadline = Instant::now() + within;
     loop {
-        if let Some(answer) = probe().await {
+        let answer = probe().await;
+        if answer.is_some() || Instant::now() >= deadline {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(BETWEEN_POLLS).await;
     }
 }
 

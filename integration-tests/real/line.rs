@@ -127,15 +127,14 @@ impl Line {
         mut looks: impl FnMut(&ImageCache) -> bool,
     ) -> ImageCache {
         let get = ["get", "imagecache", name, "-o", "json"];
-        let (mut last, deadline) = (None, tokio::time::Instant::now() + WARM);
-        while tokio::time::Instant::now() < deadline {
-            let object: ImageCache =
-                serde_json::from_str(&self.kubectl(&get).await.unwrap()).unwrap();
-            if looks(&object) {
-                return object;
-            }
-            last = Some(object);
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut last: Option<ImageCache> = None;
+        let found = harness::polled(WARM, async || {
+            let json = self.kubectl(&get).await.unwrap();
+            let object = last.insert(serde_json::from_str(&json).unwrap());
+            looks(object).then(|| object.clone())
+        });
+        if let Some(object) = found.await {
+            return object;
         }
         let told = self.explain(name).await;
         panic!("{name} is not {what}: {last:#?}\n{told:?}");
