@@ -8,7 +8,8 @@ use coral_integration_tests::cache::Cache;
 use coral_integration_tests::images::Image;
 use coral_integration_tests::registry::{UPSTREAM_NAME, configuration};
 use coral_integration_tests::upstream::Upstream;
-use coral_operator::app::{App, Settings};
+use coral_operator::app::App;
+use coral_operator::leader::Settings;
 use coral_operator::lease::{Candidate, Times};
 use coral_operator::node_cache::wishes::ObjectKey;
 use coral_operator::registry::{self, Registry};
@@ -74,11 +75,11 @@ impl Scene {
             ca: None,
             refresh_interval: Duration::from_hours(1),
             max_concurrent_nodes: 100,
-            admin_listen: "127.0.0.1:0".parse().unwrap(),
         };
         let owner = Tasks::new();
         let app = App::build(
             self.client.clone(),
+            "127.0.0.1:0".parse().unwrap(),
             settings,
             Metrics::default(),
             owner.clone(),

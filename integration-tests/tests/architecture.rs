@@ -75,26 +75,117 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// A module of the registry, and the modules beside `name` that it may use.
-const MODULES: &[(&str, &[&str])] = &[
+/// A program's modules, from the top down, and what each may use besides itself: modules, or parts of them, which must
+/// stand below it. The last column is what every module may use.
+const PROGRAMS: &[(&str, Modules, &[&str])] = &[
+    ("registry", REGISTRY, &["name"]),
+    ("operator", OPERATOR, &["api", "labels"]),
+    ("warmer", WARMER, &[]),
+];
+
+type Modules = &'static [(&'static str, &'static [&'static str])];
+
+const ANY: &[&str] = &["*"];
+
+const REGISTRY: Modules = &[
+    ("main", ANY),
+    ("cli", ANY),
+    ("app", ANY),
+    ("config", ANY),
+    ("server", &[]),
     ("http", &["access", "pull"]),
     ("admin", &["pull", "transfer", "evict", "index", "upstream"]),
-    ("access", &["index", "upstream"]),
     (
         "pull",
         &[
             "access", "transfer", "index", "rebuild", "store", "upstream",
         ],
     ),
+    ("access", &["index", "upstream"]),
     ("transfer", &["index", "store", "upstream"]),
     ("evict", &["index", "store"]),
     ("rebuild", &["index", "store"]),
     ("index", &[]),
     ("store", &[]),
     ("upstream", &[]),
-    ("server", &[]),
-    ("name", &[]),
     ("metrics", &[]),
+    ("name", &[]),
+];
+
+const OPERATOR: Modules = &[
+    ("main", ANY),
+    ("cli", ANY),
+    ("app", ANY),
+    (
+        "leader",
+        &[
+            "address",
+            "events",
+            "image_cache",
+            "lease",
+            "node_cache",
+            "queue",
+            "registry",
+            "watch",
+        ],
+    ),
+    (
+        "explain",
+        &["image_cache", "node_cache::wishes", "registry"],
+    ),
+    ("uninstall", &["image_cache", "lease", "node_cache"]),
+    ("events", &["node_cache::wishes"]),
+    // What images wait for in the cache is asked for, and answered, in the words of the pipeline.
+    ("registry", &["image_cache", "node_cache::wishes"]),
+    ("image_cache", &["node_cache::wishes"]),
+    ("node_cache", &[]),
+    ("crds", &[]),
+    ("lease", &[]),
+    ("address", &[]),
+    ("watch", &[]),
+    ("queue", &[]),
+    ("metrics", &[]),
+    ("api", &[]),
+    ("labels", &[]),
+];
+
+const WARMER: Modules = &[
+    ("main", ANY),
+    ("cli", ANY),
+    ("app", ANY),
+    ("report", &["cri", "disk", "execute", "mirror"]),
+    ("watch", &["execute"]),
+    ("mirror", &["cri", "execute", "registry"]),
+    // It answers the question that `execute` asks.
+    ("registry", &["execute"]),
+    (
+        "execute",
+        &["cri", "disk", "plan", "presence", "purge", "record"],
+    ),
+    ("plan", &["disk", "presence", "record"]),
+    ("purge", &["cri", "presence", "record"]),
+    ("record", &["disk", "presence"]),
+    ("presence", &["cri", "disk"]),
+    ("cri", &[]),
+    ("disk", &[]),
+    ("metrics", &[]),
+];
+
+/// Parts of a folder in the order in which they run: each knows those before it, and none that comes after.
+const STEPS: &[(&str, &[&str])] = &[
+    (
+        "operator/src/image_cache",
+        &[
+            "dereference",
+            "validate",
+            "refresh",
+            "assign",
+            "build",
+            "apply",
+            "status",
+        ],
+    ),
+    ("operator/src/node_cache", &["wishes", "merge", "apply"]),
 ];
 
 #[test]
@@ -119,23 +210,30 @@ fn libraries_are_named_where_they_belong() {
 #[test]
 fn modules_use_only_what_stands_below_them() {
     let mut misplaced = Vec::new();
-    for (path, line) in production_lines() {
-        let Some(inside) = path.strip_prefix("registry/src/") else {
+    for (path, code) in production_code() {
+        let Some((program, inside)) = path.split_once("/src/") else {
+            continue;
+        };
+        let Some((_, modules, everywhere)) = PROGRAMS.iter().find(|(name, ..)| *name == program)
+        else {
             continue;
         };
         let module = inside.split(['/', '.']).next().unwrap_or_default();
-        let Some((_, allowed)) = MODULES.iter().find(|(name, _)| *name == module) else {
+        if module == "lib" || module == "test_support" {
+            continue;
+        }
+        let Some((_, allowed)) = modules.iter().find(|(name, _)| *name == module) else {
+            misplaced.push(format!("{path}: {module} has no place in this file"));
             continue;
         };
-        for used in line.split("crate::").skip(1) {
-            let used: String = used
-                .chars()
-                .take_while(|char| char.is_ascii_alphanumeric() || *char == '_')
-                .collect();
-            let is_module =
-                MODULES.iter().any(|(name, _)| *name == used) || used == "app" || used == "config";
-            if is_module && used != module && used != "name" && !allowed.contains(&used.as_str()) {
-                misplaced.push(format!("{path}: {line}"));
+        for used in paths(&code, "crate::") {
+            let first = used.split("::").next().unwrap_or_default();
+            let is_module = modules.iter().any(|(name, _)| *name == first);
+            let mut may = allowed.iter().chain(*everywhere);
+            let fine =
+                first == module || may.any(|allowed| *allowed == "*" || is_within(&used, allowed));
+            if is_module && !fine {
+                misplaced.push(format!("{path}: crate::{used}"));
             }
         }
     }
@@ -146,12 +244,141 @@ fn modules_use_only_what_stands_below_them() {
     );
 }
 
+/// So no two modules need each other to be understood.
+#[test]
+fn every_module_stands_above_those_that_it_uses() {
+    for (program, modules, everywhere) in PROGRAMS {
+        for (place, (module, allowed)) in modules.iter().enumerate() {
+            for used in allowed.iter().filter(|used| **used != "*") {
+                let used = used.split("::").next().unwrap_or_default();
+                let below = modules.iter().skip(place + 1);
+                assert!(
+                    below.into_iter().any(|(name, _)| *name == used),
+                    "{program}: {used} does not stand below {module}"
+                );
+            }
+        }
+        for shared in *everywhere {
+            let alone = modules.iter().find(|(name, _)| name == shared);
+            assert!(
+                alone.is_some_and(|(_, allowed)| allowed.is_empty()),
+                "{program}: {shared} may use nothing, since everything may use it"
+            );
+        }
+    }
+}
+
+#[test]
+fn steps_know_only_those_before_them() {
+    let mut misplaced = Vec::new();
+    for (path, code) in production_code() {
+        for (folder, steps) in STEPS {
+            let Some(inside) = path.strip_prefix(&format!("{folder}/")) else {
+                continue;
+            };
+            let step = inside.split(['/', '.']).next().unwrap_or_default();
+            let Some(place) = steps.iter().position(|name| *name == step) else {
+                continue;
+            };
+            let inside = format!("{}::", folder.rsplit('/').next().unwrap_or_default());
+            let from_root = paths(&code, "crate::").into_iter();
+            let from_root =
+                from_root.filter_map(|used| Some(used.strip_prefix(&inside)?.to_owned()));
+            // In a folder of the step's own, `super` is the step.
+            let from_here = match path.matches('/').count() - folder.matches('/').count() {
+                1 => paths(&code, "super::"),
+                _ => paths(&code, "super::super::"),
+            };
+            for used in from_root.chain(from_here) {
+                if steps[place + 1..]
+                    .iter()
+                    .any(|later| is_within(&used, later))
+                {
+                    misplaced.push(format!("{path}: {used} comes after {step}"));
+                }
+            }
+        }
+    }
+    assert!(misplaced.is_empty(), "{}", misplaced.join("\n"));
+}
+
+#[test]
+fn uses_are_read_out_of_code() {
+    let code = "use crate::a::{self, B};\nuse crate::{\n    c::{D, e},\n    f as g,\n};\nlet x = crate::h::i();";
+    let found = paths(code, "crate::");
+    assert_eq!(found, ["a::self", "a::B", "c::D", "c::e", "f", "h::i"]);
+    assert!(is_within("a::b::C", "a::b") && is_within("a", "a"));
+    assert!(!is_within("a::bc", "a::b") && !is_within("a", "a::b"));
+}
+
+/// All paths that begin with `root`, what follows it; groups in braces taken apart.
+fn paths(code: &str, root: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = code;
+    while let Some(at) = rest.find(root) {
+        let inside_a_name = rest[..at].ends_with(|char: char| is_name(char) || char == ':');
+        rest = &rest[at + root.len()..];
+        if !inside_a_name {
+            take_path(rest, "", &mut found);
+        }
+    }
+    found
+}
+
+/// Takes in one path, or the paths of one group, that follow `before`; says what stands behind them.
+fn take_path<'c>(code: &'c str, before: &str, found: &mut Vec<String>) -> &'c str {
+    let end = code
+        .find(|char: char| !is_name(char) && char != ':')
+        .unwrap_or(code.len());
+    let (path, rest) = code.split_at(end);
+    let path = format!("{before}{path}");
+    let Some(mut group) = rest
+        .strip_prefix('{')
+        .filter(|_| path.is_empty() || path.ends_with("::"))
+    else {
+        found.push(path);
+        return rest;
+    };
+    loop {
+        group = group.trim_start_matches(|char: char| char.is_whitespace() || char == ',');
+        if let Some(rest) = group.strip_prefix('}') {
+            return rest;
+        }
+        let rest = take_path(group, &path, found);
+        // Whatever it is renamed to.
+        let Some(next) = rest.find([',', '}']) else {
+            return rest;
+        };
+        group = &rest[next..];
+    }
+}
+
+fn is_name(char: char) -> bool {
+    char.is_ascii_alphanumeric() || char == '_'
+}
+
+/// Is it the module, or something in it?
+fn is_within(path: &str, module: &str) -> bool {
+    path.strip_prefix(module)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
 /// Lines of production code, with their file's path from the root of the repository.
 fn production_lines() -> Vec<(String, String)> {
+    let files = production_code().into_iter();
+    let lines = files.flat_map(|(path, code)| {
+        let lines: Vec<_> = code.lines().map(str::to_owned).collect();
+        lines.into_iter().map(move |line| (path.clone(), line))
+    });
+    lines.collect()
+}
+
+/// Files with their production code, without comments, and their paths from the root of the repository.
+fn production_code() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("a workspace");
-    let mut lines = Vec::new();
+    let mut files = Vec::new();
     for folder in ["registry/src", "schema/src", "operator/src", "warmer/src"] {
         for file in sources(&root.join(folder)) {
             let path = file
@@ -167,14 +394,15 @@ fn production_lines() -> Vec<(String, String)> {
                 .split("#[cfg(test)]\nmod tests {")
                 .next()
                 .unwrap_or_default();
-            let code = production
+            let code: Vec<_> = production
                 .lines()
-                .filter(|line| !line.trim_start().starts_with("//"));
-            lines.extend(code.map(|line| (path.clone(), line.to_owned())));
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
+            files.push((path, code.join("\n")));
         }
     }
-    assert!(lines.len() > 1000, "the sources were not found");
-    lines
+    assert!(files.len() > 100, "the sources were not found");
+    files
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

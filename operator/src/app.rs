@@ -19,32 +19,9 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::address::NodeAddress;
-use crate::leader::{self, Leader};
+use crate::leader::{self, Leader, Settings};
 use crate::lease::Candidate;
-use crate::registry::Registry;
 use crate::{crds, metrics};
-
-/// What the command line says, parsed.
-#[derive(Debug)]
-pub struct Settings {
-    /// For the lease.
-    pub candidate: Candidate,
-    /// Our own namespace.
-    pub namespace: String,
-    /// The cache.
-    pub registry: Registry,
-    /// Where nodes reach the cache; without it their mirror settings are not touched.
-    pub address: Option<NodeAddress>,
-    /// PEM certificates that nodes check the cache's certificate against.
-    pub ca: Option<String>,
-    /// Of objects that say nothing; zero is never.
-    pub refresh_interval: Duration,
-    /// Nodes that pull at once, for all objects together.
-    pub max_concurrent_nodes: usize,
-    /// Where probes and metrics are served.
-    pub admin_listen: SocketAddr,
-}
 
 /// An operator that can start.
 pub struct App {
@@ -60,14 +37,15 @@ pub struct App {
 }
 
 impl App {
-    /// Binds the admin listener. `metrics` has what the process itself counts.
+    /// Binds the admin listener, for probes and metrics. `metrics` has what the process itself counts.
     pub async fn build(
         client: Client,
+        admin_listen: SocketAddr,
         settings: Settings,
         mut metrics: Metrics,
         tasks: Tasks,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(settings.admin_listen).await?;
+        let listener = TcpListener::bind(admin_listen).await?;
         let address = listener.local_addr()?;
         let mut health = Health::new();
         health.watch_event_loop(&tasks);

@@ -27,11 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::calls::Call;
 use self::world::{Mark, World};
-use crate::app::Settings;
+use crate::address::NodeAddress;
 use crate::events::Limiter;
 use crate::image_cache::assign::Slots;
+use crate::lease::Candidate;
 use crate::node_cache::wishes::{ObjectKey, Wishes};
 use crate::queue::Queue;
+use crate::registry::Registry;
 use crate::registry::follow::{Affected, Follower};
 
 mod calls;
@@ -43,6 +45,25 @@ mod reports;
 mod world;
 
 pub use self::metrics::Metrics;
+
+/// What differs from cluster to cluster.
+#[derive(Debug)]
+pub struct Settings {
+    /// For the lease.
+    pub candidate: Candidate,
+    /// Our own namespace.
+    pub namespace: String,
+    /// The cache.
+    pub registry: Registry,
+    /// Where nodes reach the cache; without it their mirror settings are not touched.
+    pub address: Option<NodeAddress>,
+    /// PEM certificates that nodes check the cache's certificate against.
+    pub ca: Option<String>,
+    /// Of objects that say nothing; zero is never.
+    pub refresh_interval: Duration,
+    /// Nodes that pull at once, for all objects together.
+    pub max_concurrent_nodes: usize,
+}
 
 /// Everything that one leader knows and does.
 pub struct Leader {

@@ -36,7 +36,6 @@ mod metrics;
 mod remove;
 mod status;
 
-pub use self::absorb::RATE_LIMIT_PAUSE;
 pub use self::metrics::Metrics;
 
 use self::job::{Ended, Running};

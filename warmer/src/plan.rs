@@ -14,6 +14,8 @@ use crate::record::{Entry, Failure, Record};
 const SMALL: u64 = 64 << 20;
 /// Pulls at once in the small lane, whatever the budget says about large ones.
 const SMALL_PULLS: usize = 1;
+/// A registry that limits us is left alone at least so long, whatever the wish's back-off says.
+pub const RATE_LIMIT_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 
 /// All that a plan depends on.
 #[derive(Debug, Clone, Copy)]
@@ -237,7 +239,7 @@ fn after_failure(image: &NodeImage, entry: &Entry, now: Timestamp) -> Option<Wai
 fn next_try(image: &NodeImage, failure: &Failure, now: Timestamp) -> Timestamp {
     let longest = SignedDuration::try_from(image.retry.max_backoff.0)
         .unwrap_or(SignedDuration::MAX)
-        .max(crate::execute::RATE_LIMIT_PAUSE);
+        .max(RATE_LIMIT_PAUSE);
     match now.checked_add(longest) {
         Ok(latest) => failure.next.min(latest),
         Err(_) => failure.next,

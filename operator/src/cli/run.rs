@@ -14,7 +14,8 @@ use kube::{Client, Config};
 use prometheus_client::registry::Registry as Metrics;
 
 use super::{Cli, Command, Flags};
-use crate::app::{App, Settings};
+use crate::app::App;
+use crate::leader::Settings;
 use crate::lease::{self, Candidate};
 use crate::node_cache::wishes::ObjectKey;
 use crate::registry::{self, Registry};
@@ -70,13 +71,12 @@ async fn lead(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
         ca: ca.map(|pem| String::from_utf8_lossy(&pem).into_owned()),
         refresh_interval: flags.refresh_interval.0.0,
         max_concurrent_nodes: usize::try_from(flags.max_concurrent_nodes)?,
-        admin_listen: flags.admin_listen,
     };
     let mut metrics = Metrics::default();
     telemetry.register(metrics::prefixed(&mut metrics));
     let tasks = Tasks::new();
     let shutdown = Shutdown::on_signals(&tasks)?;
-    let app = App::build(client, settings, metrics, tasks).await?;
+    let app = App::build(client, flags.admin_listen, settings, metrics, tasks).await?;
     tracing::info!("serving probes and metrics at http://{}", app.address());
     Box::pin(app.run(shutdown)).await;
     Ok(ExitCode::SUCCESS)

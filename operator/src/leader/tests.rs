@@ -7,9 +7,9 @@ use tokio::time::sleep;
 
 use self::server::Server;
 use super::*;
-use crate::lease::{Candidate, Times};
+use crate::lease::Times;
+use crate::registry::Config;
 use crate::registry::follow::{Answer, Question};
-use crate::registry::{Config, Registry};
 
 mod server;
 
@@ -62,7 +62,6 @@ impl Scene {
             ca: None,
             refresh_interval: Duration::ZERO,
             max_concurrent_nodes: 100,
-            admin_listen: "127.0.0.1:0".parse().unwrap(),
         };
         let mut metrics = prometheus_client::registry::Registry::default();
         Leader::new(client, Arc::new(settings), Metrics::register(&mut metrics))

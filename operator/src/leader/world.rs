@@ -12,12 +12,12 @@ use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
+use super::Settings;
 use super::changes::{
     is_deleted, is_spec_affected, matters, new_outcomes, object_changed, says_another_thing,
     warm_after,
 };
 use crate::address::Host;
-use crate::app::Settings;
 use crate::image_cache::dereference::{NodeFacts, Nodes};
 use crate::node_cache::wishes::{ObjectKey, Owner};
 use crate::watch::{self, Change, Objects};

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use coral_schema::crd::image_cache::Retry;
 use coral_schema::crd::{NodeCacheSpec, Reason};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::job::{Outcome, PullEnd};
 use super::{Executor, Lesson, random, short};
 use crate::cri::CriError;
+use crate::plan::RATE_LIMIT_PAUSE;
 use crate::presence::{Cause, Found};
 use crate::record::{Entry, Failure};
-
-/// A registry that limits us is left alone at least so long, whatever the wish's back-off says.
-pub const RATE_LIMIT_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 
 impl Executor {
     /// Takes over what a look found. An image that was held and is gone was removed by the node.
