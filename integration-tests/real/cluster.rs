@@ -127,6 +127,13 @@ impl Cluster {
         &self.upstream
     }
 
+    /// Puts an image of this static program, and nothing else, into it.
+    pub(crate) async fn push_program(&self, repository: &'static str, program: &Path) -> Image {
+        let program = std::fs::read(program).unwrap();
+        let draft = Draft::program(repository, &program, 1, 0);
+        self.pushes.push(draft).await
+    }
+
     /// Puts an image into the upstream that runs until it is asked to end. Another revision is other content under the
     /// same tag; the size in bytes is that of a layer which no other image has.
     pub(crate) async fn push(&self, repository: &'static str, revision: u32, size: usize) -> Image {

@@ -83,7 +83,7 @@ async fn nodes_of_both_runtimes_run_pods_survive_a_power_cut_and_leave_nothing()
 async fn a_node_pulls_through_our_registry_behind_a_service_and_past_it() {
     let cluster = Cluster::start([NodeSpec::new(Kind::Current)]).await;
     let image = cluster.push("team/app", 1, 100_000).await;
-    let registry = line::registry(&cluster).await;
+    let registry = line::registry(&cluster, None).await;
     cluster.plane().apply(&line::service()).await.unwrap();
     let node = cluster.node(1);
     let mirror = node.certs_d().join("registry.example.test");

@@ -10,6 +10,7 @@ use crate::cluster::namespaces::ADDRESS;
 use crate::cluster::node::NodeSpec;
 use crate::coral;
 use crate::harness::{self, Process, eventually};
+use crate::upstream::Certificates;
 
 /// Far above what is seen: pulls of small images on a busy machine take seconds.
 const WARM: Duration = Duration::from_mins(2);
@@ -26,30 +27,43 @@ pub(crate) struct Line {
     warmers: Vec<Process>,
     pub(crate) operators: Vec<Process>,
     registry: Option<Process>,
+    /// If our registry serves TLS.
+    tls: Option<Certificates>,
     pub(crate) cluster: Cluster,
 }
 
 impl Line {
     /// Starts it, with one operator.
     pub(crate) async fn start(specs: impl IntoIterator<Item = NodeSpec>) -> Self {
+        let mut line = Self::without_warmers(specs, false).await;
+        for node in 1..=line.cluster.nodes() {
+            line.start_warmer(node);
+        }
+        line
+    }
+
+    /// The same but for the warmers; with `tls`, our registry has a certificate of an authority that no node knows.
+    pub(crate) async fn without_warmers(
+        specs: impl IntoIterator<Item = NodeSpec>,
+        tls: bool,
+    ) -> Self {
         // A disk of its own for each node: how full this machine is must not keep a warmer from pulling.
         let specs = specs.into_iter().map(|spec| spec.or_image_disk(DISK));
         let cluster = Cluster::start(specs).await;
-        let registry = registry(&cluster).await;
+        let tls = tls.then(|| Certificates::create(cluster.plane().folder(), &[SERVICE]));
+        let registry = registry(&cluster, tls.as_ref()).await;
         cluster.plane().apply(&service()).await.unwrap();
         let mut line = Self {
             warmers: Vec::new(),
             operators: Vec::new(),
             registry: Some(registry),
+            tls,
             cluster,
         };
         let definitions = line.operator_command(&["apply-crds"]);
         let definitions = line.cluster.plane().enter(&definitions);
         harness::run(definitions).await.result().unwrap();
         line.start_operator().await;
-        for node in 1..=line.cluster.nodes() {
-            line.start_warmer(node);
-        }
         line
     }
 
@@ -75,8 +89,14 @@ impl Line {
             .env("KUBECONFIG", self.cluster.plane().kubeconfig())
             .args(["--namespace", "default"])
             .args(["--registry-admin", &format!("http://{ADDRESS}:5001")])
-            .args(["--registry-address", "service/cache:5000"])
             .args(arguments);
+        match &self.tls {
+            None => command.args(["--registry-address", "service/cache:5000"]),
+            Some(tls) => command
+                .args(["--registry-address", "https://service/cache:5000"])
+                .arg("--registry-ca")
+                .arg(&tls.authority),
+        };
         command
     }
 
@@ -100,7 +120,7 @@ impl Line {
 
     /// Starts it again on its data.
     pub(crate) async fn start_registry(&mut self) {
-        self.registry = Some(registry(&self.cluster).await);
+        self.registry = Some(registry(&self.cluster, self.tls.as_ref()).await);
     }
 
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
@@ -191,8 +211,9 @@ impl Line {
     }
 }
 
-/// Our registry beside the control plane, for the cluster's upstream, with the certificates of that.
-pub(crate) async fn registry(cluster: &Cluster) -> Process {
+/// Our registry beside the control plane, for the cluster's upstream, with the certificates of that; over TLS if it gets some
+/// for itself.
+pub(crate) async fn registry(cluster: &Cluster, tls: Option<&Certificates>) -> Process {
     let folder = cluster.plane().folder();
     let ca = cluster.plane().ca();
     let config = format!(
@@ -201,6 +222,7 @@ pub(crate) async fn registry(cluster: &Cluster) -> Process {
         folder.join("coral").display(),
         ca = ca.display(),
     );
+    let config = config + &tls.map_or(String::new(), tls_section);
     let mut command = Command::new(coral::program());
     command.arg("--config");
     command.arg(harness::write(folder, "coral.yaml", &config));
@@ -209,6 +231,11 @@ pub(crate) async fn registry(cluster: &Cluster) -> Process {
     registry
         .ready(async || cluster.get(&ready).await.is_ok())
         .await
+}
+
+fn tls_section(tls: &Certificates) -> String {
+    let (certificate, key) = (tls.certificate.display(), tls.key.display());
+    format!("tls: {{ certificate: {certificate}, key: {key} }}\n")
 }
 
 /// A service whose only endpoint is no pod.

@@ -21,6 +21,7 @@ mod line;
 mod operator;
 mod outages;
 mod refusals;
+mod scratch;
 mod token;
 mod upstream;
 mod warm;

@@ -126,9 +126,12 @@ impl Upstream {
             scheme: "https",
             ..Shape::default()
         };
-        let (ca, tls) = certificates(shape.folder.path());
-        shape.tls = tls;
-        (Self::start(&seed().await.storage, shape).await, ca)
+        let of = Certificates::create(shape.folder.path(), &["localhost", "127.0.0.1"]);
+        shape.tls = tls(&of.certificate, &of.key);
+        (
+            Self::start(&seed().await.storage, shape).await,
+            of.authority,
+        )
     }
 
     /// Over plain HTTP, of a folder of the test's own; takes pushes.
@@ -313,17 +316,31 @@ fn status_and_bytes(rest: &str) -> Option<(u16, u64)> {
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
-fn certificates(folder: &Path) -> (PathBuf, String) {
-    let mut authority = CertificateParams::new([]).unwrap();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-    let server = server.signed_by(&key, &authority).unwrap();
-    let ca = harness::write(folder, "ca.pem", &authority.pem());
-    let certificate = harness::write(folder, "server.pem", &server.pem());
-    let key = harness::write(folder, "server.key", &key.serialize_pem());
-    (ca, tls(&certificate, &key))
+/// What a server over TLS needs, in files.
+pub(crate) struct Certificates {
+    /// The authority's, of which nobody knows.
+    pub(crate) authority: PathBuf,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Certificates {
+    /// Of a new authority, for these hosts.
+    pub(crate) fn create(folder: &Path, hosts: &[&str]) -> Self {
+        let mut authority = CertificateParams::new([]).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = KeyPair::generate().unwrap();
+        let authority = CertifiedIssuer::self_signed(authority, own).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let server = CertificateParams::new(hosts).unwrap();
+        let server = server.signed_by(&key, &authority).unwrap();
+        Self {
+            authority: harness::write(folder, "authority.pem", &authority.pem()),
+            certificate: harness::write(folder, "server.pem", &server.pem()),
+            key: harness::write(folder, "server.key", &key.serialize_pem()),
+        }
+    }
 }
 
 fn tls(certificate: &Path, key: &Path) -> String {
