@@ -35,7 +35,8 @@ impl Leader {
             let news = ready(&status)
                 .filter(|ready| before.and_then(ready_of) != Some(ready.reason.as_str()));
             let news = news.map(|ready| (reason(&ready.reason), ready.message.clone()));
-            for (reason, note) in news.into_iter().chain(warnings) {
+            // Of one reason the first is told: the sentence with the image and the remedy, not the one that counts.
+            for (reason, note) in warnings.into_iter().chain(news) {
                 self.tell(&key, reason, note);
             }
         }

@@ -484,6 +484,27 @@ async fn l14_a_node_replaced_under_its_name_is_told_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_names_the_image_and_the_remedy() {
+    let scene = Scene::new();
+    scene.node("node1");
+    scene.image_cache(&["nginx"], &json!({}));
+    scene.lead(true);
+    scene
+        .until("told", || {
+            scene.told("node1").is_some_and(|told| told.len() == 1)
+        })
+        .await;
+    let failed = json!([{ "ref": "nginx", "state": "Failed", "reason": "NotFound", "message": "no such tag" }]);
+    scene.report("node1", &json!({ "images": failed }));
+    let events = || scene.server.told("ml", "NotFound");
+    scene
+        .until("told in an event", || !events().is_empty())
+        .await;
+    let remedy = coral_schema::crd::Reason::NotFound.remedy();
+    assert_eq!(events(), [format!("nginx: no such tag; {remedy}")]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_fails_is_tried_again_and_a_stop_waits_for_writes() {
     let scene = Scene::new();
     scene.node("node1");
