@@ -484,6 +484,26 @@ async fn l14_a_node_replaced_under_its_name_is_told_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn l14_a_node_that_joins_is_told_without_a_look_by_the_clock() {
+    let scene = Scene::new();
+    scene.node("node1");
+    scene.image_cache(&["nginx"], &json!({}));
+    scene.lead(true);
+    let is_told = |node: &str| scene.told(node).is_some_and(|told| told.len() == 1);
+    scene.until("told", || is_told("node1")).await;
+    scene.warm("node1");
+    scene
+        .until("warm", || scene.condition("NodesReady") == "True Warm")
+        .await;
+    // Far from the last look, and from the next one that nothing asks for.
+    sleep(Duration::from_secs(10)).await;
+    let joined = Instant::now();
+    scene.node("node2");
+    scene.until("told", || is_told("node2")).await;
+    assert!(joined.elapsed() <= OBJECT_PAUSE + NODE_PAUSE);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_event_names_the_image_and_the_remedy() {
     let scene = Scene::new();
     scene.node("node1");
