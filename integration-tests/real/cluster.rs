@@ -26,6 +26,7 @@ mod etc;
 pub(crate) mod namespaces;
 pub(crate) mod node;
 pub(crate) mod pki;
+pub(crate) mod pulls;
 
 use std::path::Path;
 use std::process::Command;
@@ -83,21 +84,32 @@ impl Cluster {
             plane,
         };
         cluster.push("pause", 1, 0).await;
-        for (index, spec) in specs.into_iter().enumerate() {
-            assert!(index < NODES, "more nodes than routes");
-            let node = Node::start(&cluster.plane, index + 1, spec).await;
-            cluster.nodes.push(node);
+        for spec in specs {
+            cluster.boot(spec).await;
         }
-        for node in &cluster.nodes {
-            let object = format!("node/{}", node.name());
-            // It may not be registered yet, and waiting needs an object.
-            harness::eventually("a node", Duration::from_mins(1), async || {
-                cluster.plane.kubectl(&["get", &object]).await.ok()
-            })
-            .await;
-            cluster.becomes(&object, "condition=Ready").await;
+        for number in 1..=cluster.nodes() {
+            cluster.joins(number).await;
         }
         cluster
+    }
+
+    async fn boot(&mut self, spec: NodeSpec) -> usize {
+        let number = self.nodes.len() + 1;
+        assert!(number <= NODES, "more nodes than routes");
+        let node = Node::start(&self.plane, number, spec).await;
+        self.nodes.push(node);
+        number
+    }
+
+    /// Waits until a node is registered, and Ready.
+    async fn joins(&self, number: usize) {
+        let object = format!("node/{}", self.node(number).name());
+        // Waiting needs an object.
+        harness::eventually("a node", Duration::from_mins(1), async || {
+            self.plane.kubectl(&["get", &object]).await.ok()
+        })
+        .await;
+        self.becomes(&object, "condition=Ready").await;
     }
 }
 
@@ -120,6 +132,28 @@ impl Cluster {
     /// The same, to switch it off and on.
     pub(crate) fn node_mut(&mut self, number: usize) -> &mut Node {
         &mut self.nodes[number - 1]
+    }
+
+    /// One more node; its number, once it is Ready.
+    pub(crate) async fn add_node(&mut self, spec: NodeSpec) -> usize {
+        let number = self.boot(spec).await;
+        self.joins(number).await;
+        number
+    }
+
+    /// Another machine takes a node's place and name, with empty disks; Kubernetes forgot the old one before.
+    pub(crate) async fn replace_node(&mut self, number: usize) {
+        let node = self.node_mut(number);
+        node.power_off();
+        let name = node.name().to_owned();
+        self.plane
+            .kubectl(&["delete", "node", &name])
+            .await
+            .unwrap();
+        let node = self.node_mut(number);
+        node.replace_disks();
+        node.power_on().await;
+        self.joins(number).await;
     }
 
     /// The registry at 10.77.0.1:443 that every name in `REGISTRIES` leads to.

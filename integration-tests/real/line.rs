@@ -13,7 +13,7 @@ use crate::harness::{self, Process, eventually};
 use crate::upstream::Certificates;
 
 /// Far above what is seen: pulls of small images on a busy machine take seconds.
-const WARM: Duration = Duration::from_mins(2);
+pub(crate) const WARM: Duration = Duration::from_mins(2);
 
 /// In memory, and only as far as it is used.
 const DISK: u64 = 512 << 20;
@@ -98,6 +98,13 @@ impl Line {
                 .arg(&tls.authority),
         };
         command
+    }
+
+    /// One more node, with a warmer; its number.
+    pub(crate) async fn add_node(&mut self, spec: NodeSpec) -> usize {
+        let node = self.cluster.add_node(spec.or_image_disk(DISK)).await;
+        self.start_warmer(node);
+        node
     }
 
     /// The warmer of a node, by number. After a power cut it has to be started again, as a `DaemonSet` does.

@@ -11,6 +11,8 @@ use crate::containerd::Kind;
 use crate::harness::eventually;
 use crate::line::{Line, pod};
 
+mod nodes;
+
 const APP: &str = "registry.example.test/team/app";
 const NGINX: &str = "docker.io/library/nginx";
 

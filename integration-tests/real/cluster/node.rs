@@ -13,6 +13,7 @@ use super::control_plane::{ControlPlane, kubernetes};
 use super::etc::{self, Etc};
 use super::namespaces::{Machine, Namespaces};
 use super::pki::Subject;
+use super::pulls::{self, PullEvent};
 use crate::containerd::Kind;
 use crate::disk::Volume;
 use crate::harness::{self, Process};
@@ -177,9 +178,31 @@ impl Node {
         harness::run(command).await.result()
     }
 
+    /// What its containerd recorded of pulls, in order.
+    pub(crate) fn pulls(&self) -> Vec<PullEvent> {
+        let log = std::fs::read_to_string(self.folder.join("containerd.log"));
+        pulls::events(&log.unwrap())
+    }
+
     /// Cuts its power: every process on it dies at once, and its address falls silent.
     pub(crate) fn power_off(&mut self) {
         self.running = None;
+    }
+
+    /// Gives it empty disks while its power is off: with what a machine of its name is set up with, and nothing that the
+    /// old one stored.
+    pub(crate) fn replace_disks(&self) {
+        assert!(self.running.is_none(), "a node without power");
+        for disk in [&self.folder.join("lib"), &self.certs_d(), &self.images] {
+            for entry in std::fs::read_dir(disk).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    std::fs::remove_dir_all(path).unwrap();
+                } else {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+        }
     }
 
     /// Boots it, with the disks it had. What stood in `/run` is gone.
