@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use coral_schema::crd::{ImageCache, NodeCache};
+use coral_schema::crd::{ImageCache, NodeCache, Reason};
 
 use crate::cluster::Cluster;
 use crate::cluster::namespaces::ADDRESS;
@@ -17,6 +17,9 @@ pub(crate) const WARM: Duration = Duration::from_mins(2);
 
 /// In memory, and only as far as it is used.
 const DISK: u64 = 512 << 20;
+
+/// What our registry reads of `slow.example.test` in a second: minutes for a small image, and never too slow for a client.
+const SLOW: &str = "128Ki";
 
 /// What the cluster gives to our registry as a service.
 pub(crate) const SERVICE: &str = "10.96.0.50";
@@ -201,6 +204,20 @@ impl Line {
             .any(|line| line.split_whitespace().next() == Some(name))
     }
 
+    /// Waits until `kubectl get events` shows an event about an `ImageCache`: its line, with this type and reason.
+    pub(crate) async fn tells(&self, name: &str, kind: &str, reason: Reason) -> String {
+        let reason = reason.as_str();
+        let about = format!(
+            "involvedObject.kind=ImageCache,involvedObject.name={name},reason={reason},type={kind}"
+        );
+        let get = ["get", "events", "--no-headers", "--field-selector", &about];
+        eventually(&format!("{kind} {reason} about {name}"), WARM, async || {
+            let events = self.kubectl(&get).await.unwrap();
+            events.lines().next().map(str::to_owned)
+        })
+        .await
+    }
+
     /// What `coral-operator explain` prints.
     pub(crate) async fn explain(&self, name: &str) -> Result<String, String> {
         let command = self.operator_command(&["explain", &format!("ic/{name}")]);
@@ -225,7 +242,8 @@ pub(crate) async fn registry(cluster: &Cluster, tls: Option<&Certificates>) -> P
     let ca = cluster.plane().ca();
     let config = format!(
         "listen: {ADDRESS}:5000\nadmin: {{ listen: \"{ADDRESS}:5001\" }}\ndata: {}\nshutdownGrace: 2s\nupstreams:\n  \
-         registry.example.test: {{ tls: {{ ca: {ca} }} }}\n  docker.io: {{ tls: {{ ca: {ca} }} }}\n",
+         registry.example.test: {{ tls: {{ ca: {ca} }} }}\n  docker.io: {{ tls: {{ ca: {ca} }} }}\n  \
+         slow.example.test: {{ tls: {{ ca: {ca} }}, limits: {{ bandwidth: {SLOW} }} }}\n",
         folder.join("coral").display(),
         ca = ca.display(),
     );

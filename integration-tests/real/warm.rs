@@ -11,6 +11,7 @@ use crate::containerd::Kind;
 use crate::harness::eventually;
 use crate::line::{Line, pod};
 
+mod edits;
 mod nodes;
 
 const APP: &str = "registry.example.test/team/app";

@@ -109,6 +109,21 @@ impl ControlPlane {
 
     /// Runs kubectl as that user; what it printed, or why it failed.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let command = self.kubectl_command(arguments);
+        harness::run(self.enter(&command)).await.result()
+    }
+
+    /// Watches what is at a path of the API: the log has a line of JSON for each of its states, from the present one on.
+    pub(crate) async fn watch(&self, name: &str, path: &str) -> Process {
+        let path = format!("{path}&watch=true");
+        let watch = self.spawn(name, &self.kubectl_command(&["get", "--raw", &path]));
+        let log = self.folder().join(format!("{name}.log"));
+        watch
+            .ready(async || std::fs::metadata(&log).is_ok_and(|log| log.len() > 0))
+            .await
+    }
+
+    fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(kubernetes("kubectl"));
         command
             .arg("--kubeconfig")
@@ -116,7 +131,7 @@ impl ControlPlane {
             .arg("--cache-dir")
             .arg(self.folder.path().join("kubectl"))
             .args(arguments);
-        harness::run(self.enter(&command)).await.result()
+        command
     }
 
     /// Applies objects in YAML, server-side; the error says what the API server refused.
