@@ -177,6 +177,12 @@ impl Cluster {
         self.pushes.push(draft).await
     }
 
+    /// An image that has a manifest for one platform only.
+    pub(crate) async fn push_for(&self, architecture: &str, repository: &'static str) -> Image {
+        let draft = Draft::platforms(repository, &[architecture]);
+        self.pushes.push(draft).await
+    }
+
     /// Waits for a condition of an object, as in `kubectl wait`: `node/node1` `condition=Ready`.
     pub(crate) async fn becomes(&self, object: &str, condition: &str) {
         let condition = format!("--for={condition}");

@@ -70,9 +70,14 @@ pub(crate) struct Draft {
 impl Draft {
     /// Two platforms of two small layers each, under an OCI index.
     pub(crate) fn multi_platform(repository: &'static str) -> Self {
+        Self::platforms(repository, &["amd64", "arm64"])
+    }
+
+    /// The same of any platforms.
+    pub(crate) fn platforms(repository: &'static str, architectures: &[&str]) -> Self {
         let mut draft = Self::empty(repository);
         let mut children = Vec::new();
-        for architecture in ["amd64", "arm64"] {
+        for architecture in architectures {
             let layers = noise(repository, architecture, &[40_000, 70_000]);
             let mut child = draft.platform(architecture, OCI, layers, &json!({}));
             child["platform"] = json!({ "os": "linux", "architecture": architecture });

@@ -13,6 +13,7 @@ use crate::line::{Line, pod};
 
 mod edits;
 mod nodes;
+mod reasons;
 
 const APP: &str = "registry.example.test/team/app";
 const NGINX: &str = "docker.io/library/nginx";
@@ -69,6 +70,8 @@ async fn l16a_images_are_on_exactly_the_selected_nodes_and_pods_start_without_an
     let told = line.explain("demo").await.unwrap();
     assert!(told.contains("node1") && told.contains("nginx:1"), "{told}");
 
+    line.tells("demo", "Normal", Reason::Warm).await;
+
     pods_start_without_any_registry(&mut line).await;
 
     // What a container uses stays; what nothing uses goes.
@@ -109,6 +112,8 @@ async fn l14_nodes_and_wishes_that_come_and_go_are_followed() {
     line.cluster.push("team/other", 1, 100_000).await;
     line.image_cache("demo", GPU).await;
     line.until_ready("demo", "NoMatchingNodes").await;
+    let event = line.tells("demo", "Warning", Reason::NoMatchingNodes).await;
+    assert!(event.contains("set servers"), "{event}");
 
     // A node that matches is warmed at once, and left when it matches no more.
     line.kubectl(&["label", "node", "node1", "pool=gpu"])
@@ -212,6 +217,10 @@ async fn what_cannot_be_had_is_told_with_a_remedy() {
         "{}",
         failure.message
     );
+    let event = line.tells("missing", "Warning", Reason::NotFound).await;
+    for word in ["team/none:1", "correct the reference"] {
+        assert!(event.contains(word), "{event}");
+    }
     line.until_held(1, APP, true).await;
 
     a_mirror_only_image_waits_for_the_cache(&mut line).await;
