@@ -185,15 +185,9 @@ async fn the_warmer_keeps_what_it_was_told_without_an_operator(line: &mut Line) 
 
 #[tokio::test]
 async fn what_cannot_be_had_is_told_with_a_remedy() {
-    let mut line = Line::start([gpu(Kind::Current)]).await;
+    let theirs = "server = \"https://registry-1.docker.io\"\n";
+    let mut line = Line::start([gpu(Kind::Current).hosts("docker.io", theirs)]).await;
     line.cluster.push("team/app", 1, 100_000).await;
-    let administrators = line.cluster.node(1).certs_d().join("docker.io");
-    std::fs::create_dir(&administrators).unwrap();
-    let theirs = crate::harness::write(
-        &administrators,
-        "hosts.toml",
-        "server = \"https://registry-1.docker.io\"\n",
-    );
     let spec = "  sets:\n  - name: all\n    images: [\"registry.example.test/team/none:1\", \
                 \"registry.example.test/team/app:1\"]\n    nodes: {}\n";
     line.image_cache("missing", spec).await;
@@ -226,10 +220,8 @@ async fn what_cannot_be_had_is_told_with_a_remedy() {
     a_mirror_only_image_waits_for_the_cache(&mut line).await;
 
     // The administrator's file stands, and the node says so.
-    assert_eq!(
-        std::fs::read_to_string(theirs).unwrap(),
-        "server = \"https://registry-1.docker.io\"\n"
-    );
+    let settings = line.cluster.node(1).certs_d().join("docker.io/hosts.toml");
+    assert_eq!(std::fs::read_to_string(settings).unwrap(), theirs);
     eventually("the node tells of it", Duration::from_mins(1), async || {
         let node = line.node_cache("node1").await?;
         let conditions = node.status?.conditions;

@@ -23,6 +23,7 @@ pub(crate) struct NodeSpec {
     runtime: Kind,
     labels: Vec<String>,
     kubelet: Map<String, Value>,
+    hosts: Vec<(String, String)>,
     image_disk: Option<u64>,
 }
 
@@ -33,6 +34,7 @@ impl NodeSpec {
             runtime,
             labels: Vec::new(),
             kubelet: Map::new(),
+            hosts: Vec::new(),
             image_disk: None,
         }
     }
@@ -46,6 +48,12 @@ impl NodeSpec {
     /// A key of the kubelet's configuration: `registerWithTaints`, `imageGCHighThresholdPercent`, …
     pub(crate) fn kubelet(mut self, key: &str, value: Value) -> Self {
         self.kubelet.insert(key.to_owned(), value);
+        self
+    }
+
+    /// The administrator's own `hosts.toml` for a registry, there before anything of ours.
+    pub(crate) fn hosts(mut self, registry: &str, content: &str) -> Self {
+        self.hosts.push((registry.to_owned(), content.to_owned()));
         self
     }
 
@@ -95,6 +103,11 @@ impl Node {
         let folder = plane.folder().join(&name);
         for inside in ["lib", "log", "etc/containerd/certs.d", "etc/containerd/cni"] {
             std::fs::create_dir_all(folder.join(inside)).unwrap();
+        }
+        for (registry, content) in &spec.hosts {
+            let settings = folder.join("etc/containerd/certs.d").join(registry);
+            std::fs::create_dir(&settings).unwrap();
+            harness::write(&settings, "hosts.toml", content);
         }
         let image_disk = match spec.image_disk {
             Some(bytes) => Some(Volume::mount(bytes).await),
