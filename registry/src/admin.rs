@@ -27,6 +27,7 @@ pub mod auth;
 pub mod guard;
 mod images;
 pub mod mirror_config;
+pub mod page;
 mod pins;
 mod prefetch;
 mod status;

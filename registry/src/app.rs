@@ -18,7 +18,7 @@ use self::lock::DataLock;
 use self::parts::Opened;
 use self::reload::{Listeners, Upstreams, pull_config, transfer_config};
 use crate::access::Access;
-use crate::admin::{self, auth, guard};
+use crate::admin::{self, auth, guard, page};
 use crate::config::watch::{self, ConfigWatch, ReloadState};
 use crate::config::{Config, Overrides};
 use crate::http;
@@ -112,7 +112,8 @@ impl App {
         if let Some(auth) = watched.config().borrow().admin.auth.clone() {
             api = auth::authenticated(api, auth);
         }
-        let admin = api.merge(health::router(health, Arc::new(registry)));
+        let open = page::router().merge(health::router(health, Arc::new(registry)));
+        let admin = api.merge(open);
         let hosts = watched.config().borrow().admin.hosts.clone();
         let admin = guard::guarded(admin, hosts);
         let Opened { index, blobs, .. } = opened;
