@@ -160,6 +160,16 @@ impl Coral {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// `127.0.0.1:9090`.
+    pub(crate) fn admin(&self) -> String {
+        format!("127.0.0.1:{}", self.admin)
+    }
+
+    /// The configuration file, to be changed while it runs.
+    pub(crate) fn configuration(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
     /// Sends a GET for `/v2/<path>`.
     pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
         reqwest::get(format!("http://{}/v2/{path}", self.address()))

@@ -286,11 +286,12 @@ pub(crate) fn write(folder: &Path, name: &str, content: &str) -> PathBuf {
     path
 }
 
+/// What the environment says.
 #[expect(
     clippy::disallowed_methods,
     reason = "the script that starts these tests says here where things are"
 )]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

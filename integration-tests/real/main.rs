@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admin;
+mod browser;
 mod clients;
 mod cluster;
 mod containerd;
@@ -20,6 +21,7 @@ mod kubernetes;
 mod line;
 mod operator;
 mod outages;
+mod page;
 mod refusals;
 mod scratch;
 mod token;
