@@ -126,6 +126,18 @@ impl Browser {
         answer["result"]["value"].take()
     }
 
+    /// The text of an element; also of one that only assistive technology shows.
+    pub(crate) async fn text(&mut self, selector: &str) -> String {
+        let text = format!("document.querySelector('{selector}').textContent");
+        self.value(&text).await.as_str().unwrap().to_owned()
+    }
+
+    /// Gives an element the focus.
+    pub(crate) async fn focus(&mut self, selector: &str) {
+        let focus = format!("document.querySelector('{selector}').focus()");
+        self.value(&focus).await;
+    }
+
     /// Waits until an expression is true.
     pub(crate) async fn until(&mut self, expression: &str) {
         let waiting = async {

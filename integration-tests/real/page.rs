@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use coral_integration_tests::images::Image;
 use coral_integration_tests::pull::pull;
 use coral_integration_tests::upstream::Upstream;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::answers::{answering, everything, hostile};
 use crate::browser::Browser;
 use crate::coral::{self, Config, Coral};
+
+mod answers;
 
 /// An upstream, our registry in front of it, and the page in a browser.
 struct Scene {
@@ -42,10 +45,19 @@ impl Scene {
             .await;
     }
 
-    async fn pull(&self, repository: &str, tag: &str) {
+    /// Pulls 60 images through the registry, one of them with the tag `needle`.
+    async fn fill(&self) {
         let address: SocketAddr = self.coral.address().parse().unwrap();
-        let repository = format!("{}/{repository}", coral::UPSTREAM);
-        pull(address, &repository, tag).await.unwrap();
+        for number in 0..60_u64 {
+            let tag = match number {
+                7 => "needle".to_owned(),
+                _ => format!("v{number}"),
+            };
+            let image = Image::new(number, &[1000 * (1 + number * 7 % 60)]);
+            self.upstream.publish("team/app", &tag, &image);
+            let repository = format!("{}/team/app", coral::UPSTREAM);
+            pull(address, &repository, &tag).await.unwrap();
+        }
     }
 
     /// Nothing in the console, and no request to anybody but our registry.
@@ -112,121 +124,90 @@ async fn a_running_download_moves_and_becomes_an_image() {
 }
 
 #[tokio::test]
-async fn the_search_and_everything_else_works_with_the_keyboard() {
+async fn the_search_works_with_the_keyboard() {
     let mut scene = Scene::new().await;
-    for number in 0..60_u64 {
-        let tag = if number == 7 {
-            "needle".to_owned()
-        } else {
-            format!("v{number}")
-        };
-        let size = 1000 * (1 + number * 7 % 60);
-        scene
-            .upstream
-            .publish("team/app", &tag, &Image::new(number, &[size]));
-        scene.pull("team/app", &tag).await;
-    }
+    scene.fill().await;
+    scene.open().await;
+    let is_whole = format!("{ROWS}.length === 50");
+    scene.browser.until(&is_whole).await;
+
+    scene.browser.press("/").await;
+    let focus = scene.browser.value("document.activeElement.id").await;
+    assert_eq!(focus, "query");
+    scene.browser.write("app:need").await;
+    let found = format!("{ROWS}.length === 1 && {ROWS}[0].innerText.includes('needle')");
+    scene.browser.until(&found).await;
+    let count = scene.browser.text("#images-count").await;
+    assert_eq!(count, "1 image with “app:need”");
+    scene.browser.write("nothing").await;
+    let nothing = "document.querySelector('#images-empty').innerText.includes('needn')";
+    scene.browser.until(nothing).await;
+    scene.browser.press("Escape").await;
+    scene.browser.until(&is_whole).await;
+    scene.assert_quiet();
+}
+
+#[tokio::test]
+async fn everything_can_be_reached_and_used_with_the_keyboard() {
+    let mut scene = Scene::new().await;
+    scene.fill().await;
     scene.open().await;
     scene.browser.until(&format!("{ROWS}.length === 50")).await;
 
-    scene.browser.press("/").await;
-    assert_eq!(
-        scene.browser.value("document.activeElement.id").await,
-        "query"
-    );
-    scene.browser.write("app:need").await;
-    scene
-        .browser
-        .until(&format!(
-            "{ROWS}.length === 1 && {ROWS}[0].innerText.includes('needle')"
-        ))
-        .await;
-    let count = scene
-        .browser
-        .value("document.querySelector('#images-count').innerText")
-        .await;
-    assert_eq!(count, "1 image with “app:need”");
-    scene.browser.write("nothing").await;
-    scene
-        .browser
-        .until("document.querySelector('#images-empty').innerText.includes('needn')")
-        .await;
-    scene.browser.press("Escape").await;
-    scene.browser.until(&format!("{ROWS}.length === 50")).await;
-
     let stops = walk(&mut scene.browser).await;
-    for wanted in [
-        "Skip to the content",
-        "Image",
-        "Size held",
-        "Last use",
-        "query",
-        "Show 10 more",
-        "Point a client here",
-    ] {
+    for wanted in REACHED {
         assert!(
             stops.iter().any(|stop| stop == wanted),
             "{wanted} in {stops:?}"
         );
     }
-
-    scene
-        .browser
-        .value("document.querySelector('[data-sort=size] button').focus()")
-        .await;
     let sizes = format!("{ROWS}.map(row => parseFloat(row.cells[2].innerText))");
-    for (order, comparison) in [("descending", "a >= b"), ("ascending", "a <= b")] {
+    scene.browser.focus("[data-sort=size] button").await;
+    for (order, sign) in [("descending", "-"), ("ascending", "+")] {
         scene.browser.press("Enter").await;
-        let sort = scene
-            .browser
-            .value("document.querySelector('[data-sort=size]').ariaSort")
-            .await;
-        assert_eq!(sort, order);
+        let sort = "document.querySelector('[data-sort=size]').ariaSort";
+        assert_eq!(scene.browser.value(sort).await, order);
         let sorted = format!(
-            "{sizes}.every((b, at, all) => at === 0 || ((a, b) => {comparison})(all[at - 1], b))"
+            "{sizes}.every((size, at, all) => at === 0 || {sign}(size - all[at - 1]) >= 0)"
         );
         assert_eq!(scene.browser.value(&sorted).await, true, "{order}");
     }
-    scene
-        .browser
-        .value("document.querySelector('#more').focus()")
-        .await;
+    scene.browser.focus("#more").await;
     scene.browser.press("Enter").await;
     assert_eq!(scene.browser.value(&format!("{ROWS}.length")).await, 60);
     let focus = format!("{ROWS}.indexOf(document.activeElement)");
-    assert_eq!(
-        scene.browser.value(&focus).await,
-        50,
-        "goes on where the button was"
-    );
+    let focus = scene.browser.value(&focus).await;
+    assert_eq!(focus, 50, "goes on where the button was");
     scene.assert_quiet();
 }
 
+/// What Tab comes by, by its text or id.
+const REACHED: [&str; 7] = [
+    "Skip to the content",
+    "query",
+    "Image",
+    "Size held",
+    "Last use",
+    "Show 10 more",
+    "Point a client here",
+];
+
 /// Presses Tab through the whole page: the names of what gets the focus, each with a visible ring.
 async fn walk(browser: &mut Browser) -> Vec<String> {
-    browser.value("document.activeElement.blur(), document.body.focus(), getSelection().removeAllRanges()").await;
-    browser
-        .value("document.querySelector('.skip').focus()")
-        .await;
+    let here = "{ const node = document.activeElement, ring = getComputedStyle(node);
+        [node.id === 'query' ? node.id : node.innerText.trim(), ring.outlineStyle !== 'none', node === document.body] }";
     let mut stops: Vec<String> = Vec::new();
+    browser.press("Tab").await;
     loop {
-        let stop = "{ const node = document.activeElement, ring = getComputedStyle(node);
-            [node.id && node.matches('input') ? node.id : node.innerText.trim(), node === document.body || ring.outlineStyle !== 'none' && parseFloat(ring.outlineWidth) >= 2] }";
-        let stop = browser.value(stop).await;
-        let name = stop[0].as_str().unwrap().to_owned();
-        assert_eq!(stop[1], true, "{name} shows that it has the focus");
-        if stops.len() > 40 || stops.first() == Some(&name) || stop[0] == Value::Null {
+        let at = browser.value(here).await;
+        let name = at[0].as_str().unwrap().to_owned();
+        if at[2] == true || stops.first() == Some(&name) {
             return stops;
         }
+        assert_eq!(at[1], true, "{name} shows that it has the focus");
         stops.push(name);
+        assert!(stops.len() < 100, "Tab does not come to an end: {stops:?}");
         browser.press("Tab").await;
-        if browser
-            .value("document.activeElement === document.body")
-            .await
-            == true
-        {
-            return stops;
-        }
     }
 }
 
@@ -271,15 +252,9 @@ async fn the_mistakes_of_a_refused_file_are_shown() {
         .browser
         .until("!document.querySelector('#refused').hidden")
         .await;
-    let error = scene
-        .browser
-        .value("document.querySelector('#refused-error').innerText")
-        .await;
-    assert!(error.as_str().unwrap().contains("<b>sore</b>"), "{error}");
-    let news = scene
-        .browser
-        .value("document.querySelector('#news').textContent")
-        .await;
+    let error = scene.browser.text("#refused-error").await;
+    assert!(error.contains("<b>sore</b>"), "{error}");
+    let news = scene.browser.text("#news").await;
     assert_eq!(news, "Now: configuration refused");
     scene.assert_quiet();
 }
@@ -293,11 +268,7 @@ async fn a_cache_that_does_not_answer_is_said_and_comes_back() {
         .browser
         .until("!document.querySelector('#banner').hidden")
         .await;
-    let said = scene
-        .browser
-        .value("document.querySelector('#banner').innerText")
-        .await;
-    let said = said.as_str().unwrap();
+    let said = scene.browser.text("#banner").await;
     assert!(
         said.contains("The cache does not answer.") && said.contains("Next attempt"),
         "{said}"
@@ -312,10 +283,7 @@ async fn a_cache_that_does_not_answer_is_said_and_comes_back() {
         .browser
         .until("document.querySelector('#banner').hidden")
         .await;
-    let news = scene
-        .browser
-        .value("document.querySelector('#news').textContent")
-        .await;
+    let news = scene.browser.text("#news").await;
     assert_eq!(news, "The cache answers again.");
 }
 
@@ -340,10 +308,7 @@ async fn where_the_api_asks_for_a_token_so_does_the_page() {
         .until(&format!("{reason}.includes('there is none')"))
         .await;
     scene.browser.picture("token").await;
-    scene
-        .browser
-        .value("document.querySelector('#token').focus()")
-        .await;
+    scene.browser.focus("#token").await;
     scene.browser.write("invented").await;
     scene.browser.press("Enter").await;
     // It was sent: now another thing is wrong.
@@ -432,81 +397,3 @@ const PALE: &str = "(() => {
   }
   return pale;
 })()";
-
-/// A script that answers the page's requests for these paths itself, as far as they are given here.
-fn answering(answers: &Value) -> String {
-    format!(
-        "{{ const answers = {answers}, real = window.fetch;
-        window.fetch = async (path, options) => {{
-          const name = Object.keys(answers).find((name) => String(path).includes(name));
-          return name ? new Response(JSON.stringify(answers[name])) : real(path, options);
-        }}; }}"
-    )
-}
-
-/// What an upstream or a client could put into answers, were there no grammar of names.
-fn hostile(markup: &str) -> Value {
-    let mut answers = everything();
-    let status = &mut answers["api/v1/status"];
-    status["config"] = json!({ "state": "refused", "error": markup });
-    status["index"] = json!({ "state": markup });
-    status["version"] = markup.into();
-    for transfer in status["transfers"].as_array_mut().unwrap() {
-        transfer["repository"] = markup.into();
-        transfer["state"] = markup.into();
-    }
-    for upstream in status["upstreams"].as_array_mut().unwrap() {
-        upstream["name"] = markup.into();
-        upstream["endpoints"][0]["lastError"] = markup.into();
-    }
-    let image = json!({ "repository": markup, "tag": markup, "digest": markup, "held": 1, "lastUse": markup });
-    answers["api/v1/images"] = json!({ "images": [image], "truncated": true });
-    answers
-}
-
-/// Every state at once.
-fn everything() -> Value {
-    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
-    let long = "registry.example.test/an-organisation-with-a-long-name/and-a-repository-that-has-a-longer-one/component";
-    let transfer = |digit, state: &str, size: Value| {
-        json!({
-            "digest": digest(digit), "repository": long, "size": size, "watermark": 123_456_789, "rate": 12_345_678,
-            "secondsLeft": 3333, "readers": 12, "state": state,
-        })
-    };
-    let endpoint = |open: bool, error: Value| {
-        json!({
-            "url": "https://registry.example.test:5000", "breakerOpen": open, "inFlight": 12, "ratelimitRemaining": 76,
-            "lastError": error,
-        })
-    };
-    let upstream = |name: &str, endpoint: Value| json!({ "name": name, "endpoints": [endpoint] });
-    let image = |digit: &str, tag: &str, held: u64| {
-        json!({
-            "repository": long, "tag": tag, "digest": digest(digit), "held": held, "lastUse": "2026-01-31T12:00:00Z",
-        })
-    };
-    let sized = json!(987_654_321);
-    json!({
-        "api/v1/status": {
-            "version": "0.1.0", "started": "2026-01-31T12:00:00Z", "ready": true,
-            "disk": { "used": 96_u64 << 30, "limit": 100_u64 << 30, "free": 1 << 30, "degraded": true },
-            "config": { "state": "refused", "error": "config.yaml:3:5: unknown key `endpoint`, did you mean `endpoints`?" },
-            "index": { "state": "rebuilding" },
-            "transfers": [
-                transfer("1", "queued", sized.clone()), transfer("2", "connecting", Value::Null),
-                transfer("3", "running", sized.clone()), transfer("4", "verifying", sized.clone()),
-                transfer("5", "published", sized.clone()), transfer("6", "failed", sized),
-            ],
-            "upstreams": [
-                upstream("a.example", endpoint(true, json!("connection refused (os error 111), which-is-a-long-word".repeat(4)))),
-                upstream("b.example", endpoint(false, json!("the answer is 500"))),
-                upstream("c.example", endpoint(false, Value::Null)),
-            ],
-        },
-        "api/v1/images": {
-            "images": [image("7", "1.27.4-alpine", 123_456_789), image("8", "latest", 0), image("9", &"v".repeat(128), 1 << 40)],
-            "truncated": true,
-        },
-    })
-}
