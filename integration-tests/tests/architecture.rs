@@ -178,8 +178,8 @@ const STEPS: &[(&str, &[&str])] = &[
         &[
             "dereference",
             "validate",
-            "refresh",
             "assign",
+            "refresh",
             "build",
             "apply",
             "status",
