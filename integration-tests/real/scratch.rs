@@ -1,5 +1,5 @@
-//! Our programs as users run them: static, in a root with nothing else. The warmer runs in a pod, whose mounts are all that
-//! it sees of its node.
+//! Our programs as users run them: static, in a root with nothing else but `/proc`. The warmer runs in a pod, whose mounts
+//! are all that it sees of its node.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -251,6 +251,14 @@ async fn the_registry_pulls_over_tls_without_the_certificates_of_a_machine() {
     assert!(registry.log().contains("certificate"), "{}", registry.log());
 }
 
+/// Every container has a `/proc`, however empty its image. The mount goes with its namespace.
+const IN_EMPTY_ROOT: &str = r#"
+root=$1; shift
+mkdir "$root/proc"
+mount -t proc proc "$root/proc"
+exec chroot "$root" /program "$@"
+"#;
+
 /// A root folder with one program and nothing else.
 struct Root(TempDir);
 
@@ -266,8 +274,11 @@ impl Root {
     }
 
     fn command(&self) -> Command {
-        let mut command = harness::command("chroot");
-        command.arg(self.path()).arg("/program");
+        let mut command = harness::command("unshare");
+        command
+            .args(["--mount", "--propagation", "private"])
+            .args(["sh", "-euc", IN_EMPTY_ROOT, "sh"])
+            .arg(self.path());
         command
     }
 }
