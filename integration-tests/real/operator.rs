@@ -485,8 +485,8 @@ async fn uninstall_leaves_no_trace_but_image_caches() {
     scene.told("node1", &[&reference("1")]).await;
     scene.warm("node1").await;
     scene.says("inference", "True", "Warm").await;
-    operator.stop().await;
 
+    // The operator runs on, and does not lead any more.
     let candidate = scene.candidate("uninstall");
     let uninstalling = uninstall::uninstall(&scene.client, &candidate);
     let warmer = async {
@@ -499,6 +499,8 @@ async fn uninstall_leaves_no_trace_but_image_caches() {
     };
     let (lines, ()) = tokio::join!(uninstalling, warmer);
     assert_eq!(lines.unwrap().len(), 1);
+    assert!(scene.caches().get_opt("node1").await.unwrap().is_none());
+    operator.stop().await;
     assert!(scene.caches().get_opt("node1").await.unwrap().is_none());
     let left = scene.objects().get("inference").await.unwrap();
     assert_eq!(left.metadata.finalizers, None);

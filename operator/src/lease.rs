@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::api::{self, ApiError};
 
@@ -88,9 +88,40 @@ impl Candidate {
         if !may_take(found.as_ref(), &self.identity, sighting, now) {
             return Ok(None);
         }
-        let wanted = taken(found.as_ref(), &self.identity, &self.times);
+        self.take(found.as_ref(), now).await
+    }
+
+    /// Takes the lease from whoever holds it, and waits until the work of a holder has ended: one that runs notices at its
+    /// next renewal, one that is cut off stops by itself. For what cannot wait until nobody wants to lead any more.
+    pub async fn seize(&self) -> Tenure {
+        loop {
+            match self.seize_once().await {
+                Ok(Some(tenure)) => return tenure,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "the lease could not be read or taken"),
+            }
+            sleep(self.times.retry).await;
+        }
+    }
+
+    async fn seize_once(&self) -> Result<Option<Tenure>, ApiError> {
+        let found = api::find(self.api.get(NAME)).await?;
+        let is_held = found.as_ref().is_some_and(|it| holder(it).is_some());
+        let Some(mut tenure) = self.take(found.as_ref(), Instant::now()).await? else {
+            return Ok(None);
+        };
+        if is_held {
+            let lost = timeout(self.times.renew_within, tenure.keep()).await;
+            return Ok(lost.is_err().then_some(tenure));
+        }
+        Ok(Some(tenure))
+    }
+
+    /// Writes this candidate into the lease as it was `found`, unless it changed since.
+    async fn take(&self, found: Option<&Lease>, now: Instant) -> Result<Option<Tenure>, ApiError> {
+        let wanted = taken(found, &self.identity, &self.times);
         let post = PostParams::default();
-        let written = match &found {
+        let written = match found {
             None => api::call(self.api.create(&post, &wanted)).await,
             Some(_) => api::call(self.api.replace(NAME, &post, &wanted)).await,
         };
@@ -173,13 +204,24 @@ impl Tenure {
 
     /// Lets the next candidate take over without waiting. Only after all work has ended.
     pub async fn release(self) {
+        self.leave(|spec| spec.holder_identity = None).await;
+    }
+
+    /// Lets nobody take over for this long, in whole seconds.
+    pub async fn bar(self, length: Duration) {
+        let seconds = i32::try_from(length.as_secs()).unwrap_or(i32::MAX);
+        self.leave(|spec| spec.lease_duration_seconds = Some(seconds))
+            .await;
+    }
+
+    async fn leave(self, change: impl FnOnce(&mut LeaseSpec)) {
         let mut wanted = renewed(&self.lease);
         if let Some(spec) = &mut wanted.spec {
-            spec.holder_identity = None;
+            change(spec);
         }
         let post = PostParams::default();
         if let Err(error) = api::call(self.candidate.api.replace(NAME, &post, &wanted)).await {
-            tracing::debug!(%error, "the lease was not released; it expires");
+            tracing::debug!(%error, "the lease was not written a last time; it expires");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `uninstall`: leaves no trace. Nodes first, while their warmers still run: mirror settings that point at a cache that is
 //! gone make pulls slower.
 //!
-//! Takes the lease, so that no operator writes again what is taken away. Empties every `NodeCache`, waits until warmers
+//! Takes the lease from a running operator, so that none writes again what is taken away: not before it is done, and not in
+//! the minute after it, in which helm deletes the operators. Empties every `NodeCache`, waits until warmers
 //! answered that their mirror settings are gone, then removes finalizers and the `NodeCache`s. `ImageCache`s stay: they
 //! are the users'.
 
@@ -19,11 +20,11 @@ use crate::{image_cache, node_cache};
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// An operator still runs.
-    #[error("the lease is held by a running operator; scale its Deployment to zero and try again")]
-    Held,
+    /// The lease could not be taken.
+    #[error("the lease could not be taken within {} s; the log says why", LEASE_WITHIN.as_secs())]
+    NoLease,
     /// The lease was lost in the middle.
-    #[error("another operator took the lease; scale its Deployment to zero and try again")]
+    #[error("somebody else took the lease; try again when no other uninstall runs")]
     Lost,
     /// The API server did not do it.
     #[error(transparent)]
@@ -35,14 +36,17 @@ pub async fn uninstall(
     client: &Client,
     candidate: &Candidate,
 ) -> Result<Vec<String>, UninstallError> {
-    let mut tenure = timeout(LEASE_WITHIN, candidate.acquire())
+    let mut tenure = timeout(LEASE_WITHIN, candidate.seize())
         .await
-        .map_err(|_| UninstallError::Held)?;
+        .map_err(|_| UninstallError::NoLease)?;
     let done = tokio::select! {
         _ = tenure.keep() => Err(UninstallError::Lost),
         done = take_away(client) => done,
     };
-    tenure.release().await;
+    match &done {
+        Ok(_) => tenure.bar(LAST_WORD).await,
+        Err(_) => tenure.release().await,
+    }
     done
 }
 
@@ -125,8 +129,10 @@ async fn remove_finalizers(client: &Client) -> Result<usize, ApiError> {
     Ok(freed)
 }
 
-/// Longer than a lease that nobody renews lives.
+/// Until a running operator has surely stopped, and some more for an API server that is slow.
 const LEASE_WITHIN: Duration = Duration::from_secs(45);
+/// Afterwards no operator leads for this long: until it is deleted.
+const LAST_WORD: Duration = Duration::from_mins(1);
 /// How long warmers may take.
 const WARMERS_WITHIN: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_secs(2);

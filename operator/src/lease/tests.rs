@@ -107,7 +107,7 @@ fn respond(code: StatusCode, body: Vec<u8>) -> Response<Body> {
 const SOON: Duration = Duration::from_mins(1);
 
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(limit, future).await.ok()
+    timeout(limit, future).await.ok()
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,6 +184,53 @@ async fn who_finds_another_holder_stops_at_once() {
     let start = Instant::now();
     assert_eq!(tenure.keep().await, Lost::Taken);
     assert_eq!(start.elapsed(), Times::default().retry);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_seizes_it_waits_until_the_holder_has_stopped() {
+    let server = Server::default();
+    let (first, second) = (server.candidate("first"), server.candidate("second"));
+    let mut running = first.acquire().await;
+    let (lost, mut seized) = tokio::join!(running.keep(), second.seize());
+    assert_eq!(lost, Lost::Taken);
+    {
+        let keep = seized.keep();
+        tokio::pin!(keep);
+        tokio::select! {
+            lost = &mut keep => panic!("{lost:?}"),
+            _ = first.acquire() => panic!("two hold the lease"),
+            () = sleep(Duration::from_hours(1)) => {}
+        }
+    }
+    // Nobody leads for a while afterwards.
+    let start = Instant::now();
+    seized.bar(SOON).await;
+    first.acquire().await;
+    assert!(start.elapsed() >= SOON);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_is_cut_off_has_stopped_when_its_lease_was_seized() {
+    let server = Server::default();
+    let mut cut_off = server.candidate("first").acquire().await;
+    let silent = Server {
+        lease: Arc::clone(&server.lease),
+        weather: Arc::new(AtomicU8::new(SILENT)),
+    };
+    cut_off.candidate.api = silent.candidate("first").api;
+    let second = server.candidate("second");
+    let (stopped, began) = tokio::join!(
+        async {
+            let lost = cut_off.keep().await;
+            (lost, Instant::now())
+        },
+        async {
+            second.seize().await;
+            Instant::now()
+        },
+    );
+    assert_eq!(stopped.0, Lost::Expired);
+    assert!(stopped.1 <= began, "{stopped:?} {began:?}");
 }
 
 #[tokio::test(start_paused = true)]
