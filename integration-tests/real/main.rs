@@ -7,6 +7,7 @@
 
 mod admin;
 mod browser;
+mod chart;
 mod clients;
 mod cluster;
 mod containerd;
