@@ -56,7 +56,6 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "webpki_root_certs",
         &[
             "registry/src/upstream/tls.rs",
-            "registry/src/admin/auth",
             "operator/src/registry.rs",
             "warmer/src/registry.rs",
         ],

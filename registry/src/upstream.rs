@@ -45,6 +45,7 @@ pub use config::{
     Timeouts, TlsConfig, UpstreamConfig, VisibilityMode,
 };
 pub use metrics::UpstreamMetrics;
+pub use tls::{certificates, public_authorities};
 
 /// Who is waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

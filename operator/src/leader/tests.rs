@@ -156,6 +156,12 @@ impl Scene {
             sleep(Duration::from_millis(100)).await;
         }
     }
+
+    /// Until a node is told to hold so many images.
+    async fn until_told(&self, node: &str, images: usize) {
+        let is_told = || self.told(node).is_some_and(|told| told.len() == images);
+        self.until(&format!("{images} on {node}"), is_told).await;
+    }
 }
 
 fn references(images: &Value) -> Vec<String> {
@@ -196,21 +202,13 @@ async fn l16_no_helper_is_made_for_an_image() {
     let purge = json!({ "retention": { "deletionPolicy": "PurgeUnused" } });
     scene.image_cache(&["nginx", "alpine"], &purge);
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 2)
-        })
-        .await;
+    scene.until_told("node1", 2).await;
     scene.warm("node1");
     scene
         .until("warm", || scene.condition("NodesReady") == "True Warm")
         .await;
     scene.image_cache(&["nginx"], &purge);
-    scene
-        .until("told to purge", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     let ours = ["/coral.dev/", "/leases", "/events"];
     for write in scene.server.writes() {
         let is_ours = ours.iter().any(|part| write.contains(part));
@@ -227,11 +225,7 @@ async fn l20_one_status_write_per_two_seconds_however_much_nodes_report() {
     }
     scene.image_cache(&["nginx"], &json!({}));
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node19").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node19", 1).await;
     for number in 0..20 {
         scene.warm(&format!("node{number:02}"));
         sleep(Duration::from_millis(500)).await;
@@ -281,11 +275,7 @@ async fn l22_a_leader_that_starts_writes_nothing_that_is_there() {
     scene.node("node1");
     scene.image_cache(&["nginx"], &json!({}));
     let first = scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     scene.warm("node1");
     sleep(Duration::from_secs(10)).await;
     let writes = || scene.server.asked("PATCH /apis/coral.dev").len();
@@ -318,11 +308,7 @@ async fn l08_nothing_is_purged_while_pods_cannot_be_listed() {
     let purge = json!({ "retention": { "deletionPolicy": "PurgeUnused" } });
     scene.image_cache(&["nginx", "alpine", "busybox"], &purge);
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 3)
-        })
-        .await;
+    scene.until_told("node1", 3).await;
     scene.warm("node1");
     scene.server.break_down(Some("GET /api/v1/pods"));
     // Bound, not started, and in another spelling.
@@ -369,11 +355,7 @@ async fn l23_only_who_purges_has_the_finalizer() {
     };
     scene.image_cache(&["nginx"], &json!({}));
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     assert_eq!(finalizers(), Value::Null);
     scene.image_cache(
         &["nginx"],
@@ -397,11 +379,7 @@ async fn l23_a_node_that_never_answers_does_not_hold_an_object() {
     let purge = json!({ "retention": { "deletionPolicy": "PurgeUnused", "purgeTimeout": "0s" } });
     scene.image_cache(&["nginx"], &purge);
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     let object = || scene.server.get("imagecaches", "ml", "a");
     scene
         .until("held", || {
@@ -421,11 +399,7 @@ async fn l23_an_object_that_cannot_be_evaluated_does_not_wedge_its_namespace() {
         &json!({ "retention": { "deletionPolicy": "PurgeUnused" } }),
     );
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     scene.image_cache(
         &["NOT//an image"],
         &json!({ "retention": { "deletionPolicy": "PurgeUnused" } }),
@@ -452,11 +426,7 @@ async fn l14_a_node_replaced_under_its_name_is_told_anew() {
     scene.node("node1");
     scene.image_cache(&["nginx"], &json!({}));
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     scene.warm("node1");
     scene
         .until("warm", || {
@@ -467,11 +437,7 @@ async fn l14_a_node_replaced_under_its_name_is_told_anew() {
     scene.server.delete("nodes", "", "node1");
     scene.until("gone", || scene.told("node1").is_none()).await;
     scene.node("node1");
-    scene
-        .until("told anew", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     let cache = uid("node1", "nodecaches");
     assert_eq!(
         cache["spec"]["nodeUID"],
@@ -489,8 +455,7 @@ async fn l14_a_node_that_joins_is_told_without_a_look_by_the_clock() {
     scene.node("node1");
     scene.image_cache(&["nginx"], &json!({}));
     scene.lead(true);
-    let is_told = |node: &str| scene.told(node).is_some_and(|told| told.len() == 1);
-    scene.until("told", || is_told("node1")).await;
+    scene.until_told("node1", 1).await;
     scene.warm("node1");
     scene
         .until("warm", || scene.condition("NodesReady") == "True Warm")
@@ -499,7 +464,7 @@ async fn l14_a_node_that_joins_is_told_without_a_look_by_the_clock() {
     sleep(Duration::from_secs(10)).await;
     let joined = Instant::now();
     scene.node("node2");
-    scene.until("told", || is_told("node2")).await;
+    scene.until_told("node2", 1).await;
     assert!(joined.elapsed() <= OBJECT_PAUSE + NODE_PAUSE);
 }
 
@@ -509,11 +474,7 @@ async fn an_event_names_the_image_and_the_remedy() {
     scene.node("node1");
     scene.image_cache(&["nginx"], &json!({}));
     scene.lead(true);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     let failed = json!([{ "ref": "nginx", "state": "Failed", "reason": "NotFound", "message": "no such tag" }]);
     scene.report("node1", &json!({ "images": failed }));
     let events = || scene.server.told("ml", "NotFound");
@@ -534,11 +495,7 @@ async fn a_write_that_fails_is_tried_again_and_a_stop_waits_for_writes() {
     sleep(Duration::from_secs(20)).await;
     assert!(scene.server.asked(NODE_CACHE).len() > 1);
     scene.server.break_down(None);
-    scene
-        .until("told", || {
-            scene.told("node1").is_some_and(|told| told.len() == 1)
-        })
-        .await;
+    scene.until_told("node1", 1).await;
     scene.stop.cancel();
     leader.await.unwrap();
 }

@@ -131,14 +131,10 @@ struct Authenticator {
 #[derive(Default)]
 struct Cached {
     trust: Option<Arc<Trust>>,
-    /// Of the last reading, and what was wrong with it.
-    read: Option<(Instant, Result<(), String>)>,
-}
-
-impl fmt::Debug for Authenticator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticator").finish_non_exhaustive()
-    }
+    /// When they were read last.
+    read: Option<Instant>,
+    /// What was wrong when reading failed last.
+    problem: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -186,31 +182,23 @@ impl Authenticator {
     /// read before counts on: an API server that is away takes nobody's rights away.
     async fn trust(&self, key_id: &str) -> Result<Arc<Trust>, Denial> {
         let mut cached = self.cached.lock().await;
-        let age = cached.read.as_ref().map(|(at, _)| at.elapsed());
         let is_known = cached
             .trust
             .as_ref()
             .is_some_and(|trust| trust.keys.find(key_id).is_some());
         let limit = if is_known { MAX_AGE } else { MIN_AGE };
-        if age.is_none_or(|age| age >= limit) {
-            let read = self.config.keys.read(self.config.issuer.as_deref()).await;
-            let result = match read {
-                Ok(trust) => {
-                    cached.trust = Some(Arc::new(trust));
-                    Ok(())
-                }
+        if cached.read.is_none_or(|read| read.elapsed() >= limit) {
+            match self.config.keys.read(self.config.issuer.as_deref()).await {
+                Ok(trust) => cached.trust = Some(Arc::new(trust)),
                 Err(error) => {
                     tracing::warn!(%error, "the keys of admin.auth cannot be read");
-                    Err(error.to_string())
+                    cached.problem = error.to_string();
                 }
-            };
-            cached.read = Some((Instant::now(), result));
+            }
+            cached.read = Some(Instant::now());
         }
-        match (&cached.trust, &cached.read) {
-            (Some(trust), _) => Ok(Arc::clone(trust)),
-            (None, Some((_, Err(error)))) => Err(Denial::NoKeys(error.clone())),
-            (None, _) => Err(Denial::NoKeys("they were not read yet".to_owned())),
-        }
+        let trust = cached.trust.clone();
+        trust.ok_or_else(|| Denial::NoKeys(cached.problem.clone()))
     }
 }
 

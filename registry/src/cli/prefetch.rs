@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::progress::Screen;
+use crate::upstream;
 
 /// Between two questions.
 const POLL: Duration = Duration::from_millis(500);
@@ -239,14 +240,11 @@ impl Api {
 
 async fn authorities(file: &Path) -> Result<Vec<Certificate>, PrefetchError> {
     let content = read(file, "--admin-ca").await?;
-    match Certificate::from_pem_bundle(&content) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(PrefetchError::File {
-            file: file.to_owned(),
-            reason: "there is no PEM certificate in it".to_owned(),
-            flag: "--admin-ca",
-        }),
-    }
+    upstream::certificates(&content).ok_or_else(|| PrefetchError::File {
+        file: file.to_owned(),
+        reason: "there is no PEM certificate in it".to_owned(),
+        flag: "--admin-ca",
+    })
 }
 
 async fn token(file: &Path) -> Result<SecretString, PrefetchError> {

@@ -42,12 +42,19 @@ fn authorities(path: &Path) -> Result<Vec<Certificate>, String> {
             path.display()
         )
     };
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| unusable())?;
-    if certificates.is_empty() {
-        Err(unusable())
-    } else {
-        Ok(certificates)
-    }
+    certificates(&pem).ok_or_else(unusable)
+}
+
+/// The certificates of a file in PEM form; `None` when there is none, or one that cannot be read.
+pub fn certificates(pem: &[u8]) -> Option<Vec<Certificate>> {
+    let certificates = Certificate::from_pem_bundle(pem).ok()?;
+    (!certificates.is_empty()).then_some(certificates)
+}
+
+/// The public authorities that come with us: a scratch image has no files of them.
+pub fn public_authorities() -> impl Iterator<Item = Certificate> {
+    let all = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+    all.filter_map(|der| Certificate::from_der(der).ok())
 }
 
 fn identity((certificate, key): &(PathBuf, PathBuf)) -> Result<Identity, Mistake> {
@@ -89,11 +96,8 @@ pub(super) fn client(
     {
         return Ok(client);
     }
-    let own = webpki_root_certs::TLS_SERVER_ROOT_CERTS
-        .iter()
-        .filter_map(|der| Certificate::from_der(der).ok());
     configured()?
-        .tls_certs_only(own.chain(tls.authorities.iter().cloned()))
+        .tls_certs_only(public_authorities().chain(tls.authorities.iter().cloned()))
         .build()
         .map_err(|error| {
             let cause = std::error::Error::source(&error)

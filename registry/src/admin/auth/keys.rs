@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jsonwebtoken::jwk::JwkSet;
-use reqwest::{Certificate, Client, redirect};
+use reqwest::{Client, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use url::Url;
+
+use crate::upstream;
 
 /// How long the issuer may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -72,6 +74,12 @@ pub enum KeysError {
         from: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The file of authorities holds none.
+    #[error("{} holds no certificate in PEM form (BEGIN CERTIFICATE)", .file.display())]
+    Authority {
+        /// Which.
+        file: PathBuf,
     },
     /// Our own token does not say who issued it.
     #[error("{} is no token that names its issuer; set admin.auth.issuer", .file.display())]
@@ -136,23 +144,17 @@ impl KeySource {
         Ok(content)
     }
 
-    /// Public authorities come with us: a container has no files of them.
     async fn client(&self) -> Result<reqwest::ClientBuilder, KeysError> {
-        let public = webpki_root_certs::TLS_SERVER_ROOT_CERTS
-            .iter()
-            .filter_map(|der| Certificate::from_der(der).ok());
         let own = match &self.ca {
             None => Vec::new(),
             Some(file) => {
                 let pem = read_file(file).await?;
-                Certificate::from_pem_bundle(&pem).map_err(|error| KeysError::Content {
-                    from: file.display().to_string(),
-                    reason: error.to_string(),
-                })?
+                upstream::certificates(&pem)
+                    .ok_or_else(|| KeysError::Authority { file: file.clone() })?
             }
         };
         Ok(Client::builder()
-            .tls_certs_only(public.chain(own))
+            .tls_certs_only(upstream::public_authorities().chain(own))
             .redirect(redirect::Policy::none())
             .timeout(ANSWER_WITHIN)
             .no_proxy())
