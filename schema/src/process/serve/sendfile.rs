@@ -10,12 +10,13 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use hyper::body::Bytes;
 
-/// What bytes that stand for a file are slices of. It is all zeros and never touched, so it takes no memory.
-static BLOCK: [u8; FileSender::MOST] = [0; FileSender::MOST];
+/// What bytes that stand for a file are slices of. It is never touched, so it takes no memory; as a constant it would be a
+/// megabyte of each program's file.
+static BLOCK: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; FileSender::MOST]));
 
 /// Sends parts of files over one connection; an extension of its requests, where there is neither TLS nor HTTP/2. Clones
 /// are the same.
@@ -54,7 +55,7 @@ impl FileSender {
                 left: length,
             });
         }
-        Bytes::from_static(&BLOCK[..length])
+        BLOCK.slice(..length)
     }
 
     /// What to write first of `buffers`.
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn whatever_does_not_fit_is_refused() {
         let (sender, file) = (FileSender::default(), file(b"content"));
-        let stray = Bytes::from_static(&BLOCK[..4]);
+        let stray = BLOCK.slice(..4);
         assert!(sender.next(&[IoSlice::new(&stray)]).is_err());
         let bytes = sender.stand_in(file, 0, 4);
         // As if somebody had copied it.
