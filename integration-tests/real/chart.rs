@@ -15,27 +15,38 @@ mod rights;
 mod security;
 
 /// Where it is installed.
-const NAMESPACE: &str = "coral-system";
+pub(crate) const NAMESPACE: &str = "coral-system";
 
 /// The folder of the chart.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm")
 }
 
 /// Runs helm; `values` is a values file's text.
 async fn helm(arguments: &[&str], values: &str) -> Result<String, String> {
     let scratch = harness::scratch();
-    let file = harness::write(scratch.path(), "values.yaml", values);
-    let mut command = harness::command(harness::tool("CORAL_REAL_HELM"));
+    let program = harness::command(harness::tool("CORAL_REAL_HELM"));
+    let command = with_values(program, scratch.path(), arguments, values);
+    harness::run(command).await.result()
+}
+
+/// `program` is helm, which keeps its files in `scratch`.
+pub(crate) fn with_values(
+    mut program: Command,
+    scratch: &Path,
+    arguments: &[&str],
+    values: &str,
+) -> Command {
+    let file = harness::write(scratch, "values.yaml", values);
     for (name, below) in [
         ("HELM_CACHE_HOME", "cache"),
         ("HELM_CONFIG_HOME", "config"),
         ("HELM_DATA_HOME", "data"),
     ] {
-        command.env(name, scratch.path().join(below));
+        program.env(name, scratch.join(below));
     }
-    command.args(arguments).arg("--values").arg(file);
-    harness::run(command).await.result()
+    program.args(arguments).arg("--values").arg(file);
+    program
 }
 
 /// The objects of a release called coral, hooks and tests included, as text.

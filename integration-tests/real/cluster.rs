@@ -136,6 +136,20 @@ impl Cluster {
         &mut self.nodes[number - 1]
     }
 
+    /// Puts an image that was built as an OCI layout into it.
+    pub(crate) async fn push_layout(&self, layout: &Path, name: &str) {
+        let mut copy = harness::command("skopeo");
+        copy.args(["copy", "--quiet", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}", layout.display()))
+            .arg(self.pushes.url().replace("http", "docker") + "/" + name);
+        harness::run(copy).await.result().unwrap();
+    }
+
+    /// Puts an image that never runs into it, of layers of so many bytes.
+    pub(crate) async fn push_layers(&self, repository: &'static str, sizes: &[usize]) -> Image {
+        self.pushes.push(Draft::oci(repository, sizes)).await
+    }
+
     /// One more node; its number, once it is Ready.
     pub(crate) async fn add_node(&mut self, spec: NodeSpec) -> usize {
         let number = self.boot(spec).await;

@@ -72,14 +72,22 @@ async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
 /// A tmpfs that is unmounted with this value.
 pub(crate) struct Volume {
     path: PathBuf,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl Volume {
+    /// On a folder of its own.
     pub(crate) async fn mount(bytes: u64) -> Self {
         let folder = harness::scratch();
         let path = folder.path().join("volume");
         std::fs::create_dir(&path).unwrap();
+        let mut volume = Self::mount_on(path, bytes).await;
+        volume._folder = Some(folder);
+        volume
+    }
+
+    /// Over a folder.
+    pub(crate) async fn mount_on(path: PathBuf, bytes: u64) -> Self {
         let mut command = Command::new("mount");
         command
             .args([
@@ -93,7 +101,7 @@ impl Volume {
         harness::run(command).await.result().unwrap();
         Self {
             path,
-            _folder: folder,
+            _folder: None,
         }
     }
 

@@ -17,6 +17,7 @@ mod disk;
 mod docker;
 mod harness;
 mod images;
+mod installation;
 mod kill;
 mod kubernetes;
 mod line;

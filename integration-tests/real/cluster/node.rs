@@ -25,6 +25,7 @@ pub(crate) struct NodeSpec {
     kubelet: Map<String, Value>,
     hosts: Vec<(String, String)>,
     image_disk: Option<u64>,
+    disk: Option<u64>,
 }
 
 impl NodeSpec {
@@ -36,6 +37,7 @@ impl NodeSpec {
             kubelet: Map::new(),
             hosts: Vec::new(),
             image_disk: None,
+            disk: None,
         }
     }
 
@@ -63,7 +65,13 @@ impl NodeSpec {
         self
     }
 
-    /// The same, unless it has one already.
+    /// A volume of so many bytes for all of `/var/lib`.
+    pub(crate) fn disk(mut self, bytes: u64) -> Self {
+        self.disk = Some(bytes);
+        self
+    }
+
+    /// The same for what containerd stores, unless it has one already.
     pub(crate) fn or_image_disk(mut self, bytes: u64) -> Self {
         self.image_disk.get_or_insert(bytes);
         self
@@ -83,7 +91,7 @@ pub(crate) struct Node {
     cgroups: String,
     folder: PathBuf,
     images: PathBuf,
-    _image_disk: Option<Volume>,
+    _disks: Vec<Volume>,
 }
 
 /// What ends with a power cut. Dropped in this order: the machine takes every process with it, and only groups without
@@ -109,14 +117,16 @@ impl Node {
             std::fs::create_dir(&settings).unwrap();
             harness::write(&settings, "hosts.toml", content);
         }
-        let image_disk = match spec.image_disk {
-            Some(bytes) => Some(Volume::mount(bytes).await),
-            None => None,
-        };
-        let images = match &image_disk {
-            Some(volume) => volume.path().to_owned(),
-            None => folder.join("lib/containerd"),
-        };
+        let mut images = folder.join("lib/containerd");
+        let mut disks = Vec::new();
+        if let Some(bytes) = spec.disk {
+            disks.push(Volume::mount_on(folder.join("lib"), bytes).await);
+        }
+        if let Some(bytes) = spec.image_disk {
+            let volume = Volume::mount(bytes).await;
+            volume.path().clone_into(&mut images);
+            disks.push(volume);
+        }
         let cgroups = cgroups::name(plane.folder(), &name);
         let etc = Etc {
             number,
@@ -143,7 +153,7 @@ impl Node {
             cgroups,
             folder,
             images,
-            _image_disk: image_disk,
+            _disks: disks,
         };
         node.power_on().await;
         node

@@ -1,0 +1,85 @@
+//! `helm upgrade` while nodes pull.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use super::{Installation, values};
+use crate::cluster::node::Node;
+
+#[tokio::test]
+async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
+    let installation = Installation::start().await;
+    let cluster = &installation.cluster;
+    cluster.push("team/app", 1, 1_500_000).await;
+    let kept = cluster.push("team/kept", 1, 1_200_000).await;
+    installation.mirrored().await;
+    let pull_kept = ["pull", "registry.example.test/team/kept:1"];
+    cluster.node(2).crictl(&pull_kept).await.unwrap();
+
+    // As if they were of a version that had no columns.
+    let columns = "/spec/versions/0/additionalPrinterColumns";
+    let older = format!("[{{ \"op\": \"remove\", \"path\": \"{columns}\" }}]");
+    let patch = [
+        "patch",
+        "crd",
+        "nodecaches.coral.dev",
+        "--type=json",
+        "-p",
+        &older,
+    ];
+    installation.kubectl(&patch).await.unwrap();
+
+    let mut values: Value = serde_json::from_str(&values()).unwrap();
+    values["log"]["filter"] = "info,coral_registry=debug".into();
+    let values = values.to_string();
+    let done = AtomicBool::new(false);
+    let upgrade = async {
+        let told = installation.helm(&["upgrade"], &values).await;
+        let told = installation.succeeds(told).await;
+        installation.rolled_out().await;
+        done.store(true, Ordering::Relaxed);
+        told
+    };
+    let (told, first, second) = tokio::join!(
+        upgrade,
+        pulls_until(&done, cluster.node(2)),
+        pulls_until(&done, cluster.node(3)),
+    );
+    assert!(told.contains("REVISION: 2"), "{told}");
+    for pulls in [first, second] {
+        assert!(pulls.len() > 5, "{pulls:?}");
+        for pull in pulls {
+            pull.unwrap();
+        }
+    }
+
+    let get = [
+        "get",
+        "crd",
+        "nodecaches.coral.dev",
+        "-o",
+        "jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}",
+    ];
+    let columns = installation.kubectl(&get).await.unwrap();
+    assert!(columns.contains("Desired"), "{columns}");
+    installation.mirrored().await;
+    cluster.node(3).crictl(&pull_kept).await.unwrap();
+    let (digest, size) = kept.largest();
+    assert_eq!(
+        cluster.upstream().fetches(digest),
+        [(200, *size)],
+        "the volume kept it"
+    );
+}
+
+/// Pulls an image again and again, from nothing each time.
+async fn pulls_until(done: &AtomicBool, node: &Node) -> Vec<Result<(), String>> {
+    let reference = "registry.example.test/team/app:1";
+    let mut pulls = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        pulls.push(node.crictl(&["pull", reference]).await.map(drop));
+        let _ = node.crictl(&["rmi", reference]).await;
+    }
+    pulls
+}
