@@ -14,6 +14,7 @@ use crate::cluster::node::NodeSpec;
 use crate::containerd::Kind;
 use crate::harness::{self, eventually};
 use crate::line::WARM;
+use crate::upstream::Certificates;
 
 mod outages;
 mod serves;
@@ -24,6 +25,9 @@ const DISK: u64 = 1 << 30;
 
 /// The number that nodes reach the registry at.
 const SERVICE: &str = "10.96.0.50";
+
+/// The Secret with the registry's own certificate.
+const CERTIFICATE: &str = "coral-certificate";
 
 /// What our registry reads of `slow.example.test` in a second: many seconds for a small image.
 const SLOW: &str = "128Ki";
@@ -57,7 +61,7 @@ struct Installation {
 
 impl Installation {
     /// Installs it into a new cluster, as a user does, and waits until helm says that it is there.
-    async fn start() -> Self {
+    async fn start(values: &Value) -> Self {
         let node = |kind| NodeSpec::new(kind).disk(DISK);
         let administrators = "server = \"https://quay.example.test\"\n";
         let cluster = Cluster::start([
@@ -79,12 +83,13 @@ impl Installation {
         };
         installation.prepare().await;
         installation.before = installation.state().await;
-        let told = installation.helm(&["install"], &values()).await;
+        let told = installation.helm(&["install"], values).await;
         installation.succeeds(told).await;
         installation
     }
 
-    /// What an administrator has before: a namespace, a volume, the authority of the upstream.
+    /// What an administrator has before: a namespace, a volume, the authority of the upstream, and a certificate for the
+    /// registry of an authority that no node knows.
     async fn prepare(&self) {
         let volume = self
             .cluster
@@ -92,7 +97,9 @@ impl Installation {
             .folder()
             .join("node1/lib/coral-registry");
         std::fs::create_dir(volume).unwrap();
-        let authority = std::fs::read_to_string(self.cluster.plane().ca()).unwrap();
+        let read = |file: &Path| std::fs::read_to_string(file).unwrap();
+        let authority = read(&self.cluster.plane().ca());
+        let own = Certificates::create(self.cluster.plane().folder(), &[SERVICE]);
         let objects = [
             json!({
                 "apiVersion": "v1", "kind": "Namespace",
@@ -105,6 +112,13 @@ impl Installation {
                 "apiVersion": "v1", "kind": "ConfigMap",
                 "metadata": { "name": "authority", "namespace": NAMESPACE },
                 "data": { "ca.pem": authority },
+            }),
+            json!({
+                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+                "metadata": { "name": CERTIFICATE, "namespace": NAMESPACE },
+                "stringData": {
+                    "tls.crt": read(&own.certificate), "tls.key": read(&own.key), "ca.crt": read(&own.authority),
+                },
             }),
             json!({
                 "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "disk" },
@@ -127,13 +141,13 @@ impl Installation {
     }
 
     /// Runs helm's subcommand for the release, with these values; those of `install` and `upgrade`.
-    async fn helm(&self, arguments: &[&str], values: &str) -> Result<String, String> {
+    async fn helm(&self, arguments: &[&str], values: &Value) -> Result<String, String> {
         let (chart, config) = (chart::folder(), self.cluster.plane().kubeconfig());
         let scratch = harness::scratch();
         let mut helm = Command::new(harness::tool("CORAL_REAL_HELM"));
         helm.env("KUBECONFIG", config);
         let arguments = [arguments, &["coral"]].concat();
-        let mut command = chart::with_values(helm, scratch.path(), &arguments, values);
+        let mut command = chart::with_values(helm, scratch.path(), &arguments, &values.to_string());
         command
             .arg(chart)
             .args(["--namespace", NAMESPACE, "--wait", "--timeout", "170s"]);
@@ -246,7 +260,7 @@ impl Installation {
 }
 
 /// The values of the tests, which `helm upgrade` may change. There is no DNS in the cluster.
-fn values() -> String {
+fn values() -> Value {
     let upstream = json!({
         "endpoints": [format!("https://{ADDRESS}")],
         "tls": { "ca": "/config-maps/authority/ca.pem" },
@@ -275,7 +289,6 @@ fn values() -> String {
         },
         "test": { "image": "registry.example.test/team/test:1" },
     })
-    .to_string()
 }
 
 fn add_files(folder: &Path, files: &mut BTreeMap<PathBuf, (u32, Option<Vec<u8>>)>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Installation, everywhere};
+use super::{Installation, everywhere, values};
 use crate::chart::NAMESPACE;
 use crate::harness::{self, eventually};
 use crate::line::{self, WARM};
@@ -15,7 +15,7 @@ const LAYERS: [usize; 20] = [64 << 10; 20];
 
 #[tokio::test]
 async fn h41_outages_of_every_part_end_by_themselves() {
-    let mut installation = Installation::start().await;
+    let mut installation = Installation::start(&values()).await;
     every_node_is_warmed(&installation, "team/before").await;
     installation.mirrored().await;
 

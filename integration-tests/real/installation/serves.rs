@@ -1,17 +1,20 @@
 //! From `helm install` to `helm uninstall`.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{Installation, everywhere};
+use super::{CERTIFICATE, Installation, everywhere, values};
 use crate::chart::NAMESPACE;
 use crate::harness;
 use crate::line;
 
 #[tokio::test]
 async fn nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were() {
-    let installation = Installation::start().await;
+    let mut values = values();
+    values["registry"]["tls"] = json!({ "secret": CERTIFICATE });
+    let installation = Installation::start(&values).await;
     let cluster = &installation.cluster;
     let told = installation.helm_release("test", &[]).await;
     installation.succeeds(told).await;
@@ -156,27 +159,12 @@ async fn nothing_but_the_program_is_in_its_container(installation: &Installation
             );
         }
     }
-    let processes = [("coral-registry", "65532"), ("coral-warmer", "0")];
-    for (program, user) in processes {
-        let mut find = Command::new("pgrep");
-        find.args(["--exact", program]);
-        let found = harness::run(installation.cluster.node(1).enter(&find))
-            .await
-            .result();
-        let found = found.unwrap();
-        let mut read = Command::new("cat");
-        read.arg(format!("/proc/{}/status", found.lines().next().unwrap()));
-        let status = harness::run(installation.cluster.node(1).enter(&read))
-            .await
-            .result();
-        let status = status.unwrap();
+    for (program, user) in [("coral-registry", "65532"), ("coral-warmer", "0")] {
+        let status = of_process(installation, program, "status").await;
         let line = |name: &str| {
             let mut lines = status.lines().filter_map(|line| line.strip_prefix(name));
-            lines
-                .next()
-                .unwrap_or_else(|| panic!("{name} in {status}"))
-                .trim()
-                .to_owned()
+            let found = lines.next();
+            found.unwrap_or_else(|| panic!("{name} in {status}")).trim()
         };
         assert_eq!(line("Uid:").split_whitespace().next(), Some(user));
         assert_eq!(line("CapEff:"), "0000000000000000");
@@ -184,4 +172,31 @@ async fn nothing_but_the_program_is_in_its_container(installation: &Installation
         assert_eq!(line("NoNewPrivs:"), "1");
         assert_eq!(line("Seccomp:"), "2", "{program}");
     }
+    let mounts = of_process(installation, "coral-warmer", "mountinfo").await;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let kernels = |place: &&str| {
+        let mut roots = ["/proc", "/sys", "/dev"].iter();
+        roots.any(|root| place.starts_with(root))
+    };
+    let places: BTreeSet<&str> = places.filter(|place| !kernels(place)).collect();
+    let expected = [
+        "/",
+        "/etc/containerd/certs.d",
+        "/etc/hostname",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/run/containerd/containerd.sock",
+        "/var/lib/coral-warmer",
+        "/var/run/secrets/kubernetes.io/serviceaccount",
+    ];
+    assert_eq!(places, BTreeSet::from(expected));
+}
+
+/// A file about the only process of that name on the first node.
+async fn of_process(installation: &Installation, program: &str, file: &str) -> String {
+    let script = format!("cat /proc/$(pgrep --exact {program})/{file}");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]);
+    let node = installation.cluster.node(1);
+    harness::run(node.enter(&shell)).await.result().unwrap()
 }

@@ -2,14 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
+use serde_json::json;
 
 use super::{Installation, values};
+use crate::chart::NAMESPACE;
 use crate::cluster::node::Node;
+use crate::harness::eventually;
+use crate::line::WARM;
 
 #[tokio::test]
 async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
-    let installation = Installation::start().await;
+    let mut values = values();
+    let installation = Installation::start(&values).await;
     let cluster = &installation.cluster;
     cluster.push("team/app", 1, 1_500_000).await;
     let kept = cluster.push("team/kept", 1, 1_200_000).await;
@@ -30,9 +34,8 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
     ];
     installation.kubectl(&patch).await.unwrap();
 
-    let mut values: Value = serde_json::from_str(&values()).unwrap();
-    values["log"]["filter"] = "info,coral_registry=debug".into();
-    let values = values.to_string();
+    values["log"] = json!({ "filter": "info,coral_registry=debug" });
+    values["registry"]["persistence"]["whenDeleted"] = "Delete".into();
     let done = AtomicBool::new(false);
     let upgrade = async {
         let told = installation.helm(&["upgrade"], &values).await;
@@ -71,6 +74,16 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
         [(200, *size)],
         "the volume kept it"
     );
+
+    // Now it was asked for.
+    let told = installation.helm_release("uninstall", &[]).await;
+    installation.succeeds(told).await;
+    eventually("the volume is given back", WARM, async || {
+        let get = ["get", "pvc", "-n", NAMESPACE, "-o", "name"];
+        let claims = installation.kubectl(&get).await.unwrap();
+        claims.is_empty().then_some(())
+    })
+    .await;
 }
 
 /// Pulls an image again and again, from nothing each time.
