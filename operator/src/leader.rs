@@ -197,7 +197,10 @@ impl Leader {
         }
         if self.open != Opening::Listing {
             while let Some(key) = self.due.objects.take(now) {
+                let begun = Instant::now();
                 self.look_at_object(&key, now);
+                let took = begun.elapsed();
+                self.metrics.reconcile.observe(took.as_secs_f64());
             }
             self.open_up(now);
             self.write_statuses(now);

@@ -15,6 +15,7 @@ use coral_integration_tests::upstream::{Auth, Bearer, Kind, Upstream, When};
 use crate::cli::{Case, Cli, Programs, Sizes};
 use crate::contestant::Contestant;
 use crate::pull::Order;
+use crate::scale::Scale;
 use crate::table::Table;
 
 /// Sizes and programs of this run.
@@ -22,6 +23,7 @@ use crate::table::Table;
 pub(crate) struct Bench {
     sizes: Sizes,
     programs: Programs,
+    scale: Option<Scale>,
 }
 
 /// Who is measured.
@@ -38,6 +40,7 @@ impl Bench {
         Self {
             sizes: cli.sizes(),
             programs: cli.programs(),
+            scale: cli.scale(),
         }
     }
 
@@ -74,6 +77,12 @@ impl Bench {
             Case::Down => self.down(table).await,
             Case::RangeMiss => self.range_miss(table).await,
             Case::HeadMiss => self.head_miss(table).await,
+            Case::OperatorScale => match &self.scale {
+                Some(scale) => scale.run(table).await,
+                None => {
+                    anyhow::bail!("no `coral-registry` and `coral-operator` beside this program")
+                }
+            },
             Case::All => Ok(()),
         }
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use coral_integration_tests::registry::Registry;
 
+use crate::scale::Scale;
+
 /// Peer, direct and ours side by side, on loopback.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -38,6 +40,15 @@ pub(crate) struct Cli {
     /// The limit of a hit.
     #[arg(long, default_value = "/usr/sbin/nginx")]
     nginx: PathBuf,
+    /// Our operator, for operator-scale [default: the one built beside this program].
+    #[arg(long, env = "CORAL_OPERATOR_BIN")]
+    operator: Option<PathBuf>,
+    /// Nodes in operator-scale [default: 5000].
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// Images on each node in operator-scale, at most 256 [default: 64].
+    #[arg(long)]
+    images: Option<usize>,
     /// Contestants to leave out.
     #[arg(long, value_delimiter = ',')]
     pub(crate) skip: Vec<Skip>,
@@ -76,6 +87,8 @@ pub(crate) enum Case {
     HeadMiss,
     /// Resident memory of the cold cases, alone.
     Rss,
+    /// What the operator writes and takes for thousands of nodes; not part of `all`.
+    OperatorScale,
     /// Everything.
     All,
 }
@@ -149,10 +162,27 @@ impl Cli {
         }
     }
 
-    pub(crate) fn programs(&self) -> Programs {
+    fn tools(&self) -> PathBuf {
         let home = std::env::home_dir().unwrap_or_default();
         let tools = self.tools.clone();
-        let tools = tools.unwrap_or_else(|| home.join(".cache/coral-tools"));
+        tools.unwrap_or_else(|| home.join(".cache/coral-tools"))
+    }
+
+    /// What operator-scale needs, when our programs are there.
+    pub(crate) fn scale(&self) -> Option<Scale> {
+        let registry = self.ours.clone().or_else(Registry::built)?;
+        let beside = registry.with_file_name("coral-operator");
+        Some(Scale {
+            nodes: self.nodes.unwrap_or(if self.quick { 200 } else { 5000 }),
+            images: self.images.unwrap_or(64),
+            operator: self.operator.clone().unwrap_or(beside),
+            registry,
+            tools: self.tools(),
+        })
+    }
+
+    pub(crate) fn programs(&self) -> Programs {
+        let tools = self.tools();
         let kept = |contestant, program: Option<PathBuf>| {
             program.filter(|path| path.exists() && !self.skip.contains(&contestant))
         };

@@ -7,6 +7,7 @@ mod cli;
 mod contestant;
 mod load;
 mod pull;
+mod scale;
 mod table;
 
 use std::io::Write as _;

@@ -20,6 +20,7 @@ pub struct Metrics {
     images: Family<StateLabel, Gauge>,
     pub(super) registry_reachable: Gauge,
     pub(super) time_to_warm: Histogram,
+    pub(super) reconcile: Histogram,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,6 +80,8 @@ impl Metrics {
             time_to_warm: Histogram::new([
                 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0,
             ]),
+            // A handful of nodes to thousands; a look blocks all others.
+            reconcile: Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 5.0]),
         };
         let m = &metrics;
         registry.register("reconciles", "Looks at an ImageCache", m.reconciles.clone());
@@ -112,6 +115,11 @@ impl Metrics {
             "time_to_warm_seconds",
             "From a node being Ready to its holding every image for the first time",
             m.time_to_warm.clone(),
+        );
+        registry.register(
+            "reconcile_seconds",
+            "How long a look at an ImageCache and all its nodes takes",
+            m.reconcile.clone(),
         );
         metrics
     }
