@@ -138,12 +138,6 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
         ),
         field(
             "refresh",
-            json!({ "onEviction": "Repull" }),
-            json!({ "onEviction": "Ignore" }),
-            "onEviction: Ignore",
-        ),
-        field(
-            "refresh",
             json!({ "tagPolicy": "Keep" }),
             json!({ "tagPolicy": "Follow" }),
             "tagPolicy: Follow",

@@ -59,6 +59,9 @@ struct State {
     /// By the spelling that is pulled.
     pulls: BTreeMap<String, Pull>,
     logins: Vec<Option<AuthConfig>>,
+    /// Pulls that run, and the most that ever did.
+    pulling: usize,
+    most_pulls: usize,
     silent: bool,
 }
 
@@ -166,6 +169,11 @@ impl Cri {
     /// The logins that came with pulls.
     pub fn logins(&self) -> Vec<Option<AuthConfig>> {
         self.world.state().logins.clone()
+    }
+
+    /// The most pulls that ever ran at once.
+    pub fn most_pulls_at_once(&self) -> usize {
+        self.world.state().most_pulls
     }
 
     /// How often this call was made: `pull nginx:1.27`, `pull-dropped …`, `remove …`, `status …`, `containers`.

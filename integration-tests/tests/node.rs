@@ -20,6 +20,7 @@ use coral_warmer::execute::{
 use coral_warmer::record::Record;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -62,6 +63,7 @@ struct Node {
     wishes: watch::Sender<Option<Arc<Wishes>>>,
     state: watch::Receiver<Arc<NodeState>>,
     tasks: Tasks,
+    registry: Registry,
     generation: i64,
 }
 
@@ -88,6 +90,7 @@ impl Node {
             wishes,
             state,
             tasks,
+            registry,
             generation: 0,
         }
     }
@@ -131,6 +134,22 @@ impl Node {
         found(&node).expect("it was found")
     }
 
+    /// Whenever it holds the images the node removes them, so often.
+    async fn evicted(&mut self, cri: &Cri, names: &[&str], times: u32) {
+        for evictions in 0..times {
+            self.until("everything held", |state| {
+                !state.images.is_empty()
+                    && state.images.iter().all(|image| {
+                        image.state == ImageState::Ready && image.evictions == evictions
+                    })
+            })
+            .await;
+            for name in names {
+                cri.evict(name);
+            }
+        }
+    }
+
     async fn purged(&mut self, name: &str) -> PurgeResult {
         let found = |node: &NodeState| {
             let mut outcomes = node.purge.iter();
@@ -142,6 +161,15 @@ impl Node {
             .until(&format!("{name} settled"), |node| found(node).is_some())
             .await;
         found(&node).expect("it was found")
+    }
+
+    /// A counter or gauge as it is scraped.
+    fn metric(&self, name: &str) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String can be written");
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or("none").to_owned()
     }
 
     async fn stop(self) {
@@ -209,21 +237,104 @@ async fn l01_what_the_node_removes_comes_back() {
 async fn l02_what_the_node_removes_again_and_again_stays_away() {
     let (cri, folder) = (Cri::start(), folder());
     let mut node = Node::start(&cri, folder.path());
-    node.wish(&json!([{ "ref": "r.test/a:1" }]), &[]);
-    for evictions in 0..3 {
-        node.until("held again", |state| {
-            let image = &state.images[..];
-            image.first().is_some_and(|image| {
-                image.state == ImageState::Ready && image.evictions == evictions
-            })
-        })
-        .await;
-        cri.evict("r.test/a:1");
-    }
+    let wish = json!([{ "ref": "r.test/a:1" }]);
+    node.wish(&wish, &[]);
+    node.evicted(&cri, &["r.test/a:1"], 3).await;
     let image = node.image("r.test/a:1", ImageState::Evicted).await;
     assert_eq!(image.reason, Some(Reason::EvictedRepeatedly));
     assert!(image.next_attempt.is_some() && !image.pulled_by_us);
     assert_eq!(cri.count("pull r.test/a:1"), 3);
+    let message = image.message.unwrap();
+    assert!(
+        message.contains("3 times, most likely by AgeGC"),
+        "{message}"
+    );
+    // The first time could have been anybody.
+    let by = |cause: &str| node.metric(&format!("evictions_total{{cause=\"{cause}\"}}"));
+    assert_eq!(
+        (by("ExternalDelete"), by("AgeGC")),
+        ("1".into(), "2".into())
+    );
+    assert_eq!(node.metric("repull_suppressed_total"), "1");
+    node.stop().await;
+
+    let mut node = Node::start(&cri, folder.path());
+    node.wish(&wish, &[]);
+    let again = node.image("r.test/a:1", ImageState::Evicted).await;
+    assert_eq!(
+        again.next_attempt, image.next_attempt,
+        "a restart is no peace"
+    );
+    assert_eq!(cri.count("pull r.test/a:1"), 3);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn l02_an_eviction_that_shall_be_ignored_is() {
+    let (cri, folder) = (Cri::start(), folder());
+    let mut node = Node::start(&cri, folder.path());
+    let wish = |revision: u32| json!([{ "ref": "r.test/a:1", "onEviction": "Ignore", "revision": revision }]);
+    node.wish(&wish(0), &[]);
+    node.evicted(&cri, &["r.test/a:1"], 1).await;
+    let image = node.image("r.test/a:1", ImageState::Evicted).await;
+    assert_eq!(
+        (image.reason, image.next_attempt),
+        (Some(Reason::Evicted), None)
+    );
+    assert_eq!(node.metric("repull_suppressed_total"), "1");
+    node.stop().await;
+
+    let mut node = Node::start(&cri, folder.path());
+    node.wish(&wish(0), &[]);
+    node.image("r.test/a:1", ImageState::Evicted).await;
+    assert_eq!(cri.count("pull r.test/a:1"), 1);
+    node.wish(&wish(1), &[]);
+    node.image("r.test/a:1", ImageState::Ready).await;
+    assert_eq!(cri.count("pull r.test/a:1"), 2);
+    node.stop().await;
+}
+
+/// The kubelet has made room before anybody looks.
+#[tokio::test]
+async fn l01_a_disk_that_was_full_is_the_cause_although_it_is_not_any_more() {
+    let (cri, folder) = (Cri::start(), folder());
+    let mut node = Node::start(&cri, folder.path());
+    node.wish(&json!([{ "ref": "r.test/a:1" }]), &[]);
+    node.image("r.test/a:1", ImageState::Ready).await;
+    fs::write(folder.path().join("percent"), "84").unwrap();
+    let used = |state: &NodeState| state.space.map(Space::used_percent);
+    node.until("full", |state| used(state) == Some(84)).await;
+    cri.evict("r.test/a:1");
+    fs::write(folder.path().join("percent"), "40").unwrap();
+    node.until("noticed", |state| state.images[0].evictions == 1)
+        .await;
+    assert_eq!(node.metric("evictions_total{cause=\"DiskGC\"}"), "1");
+    node.stop().await;
+}
+
+/// Everything goes at once, again and again: nothing is pulled more often than three times.
+#[tokio::test]
+async fn l02_l04_a_storm_of_evictions_is_bounded() {
+    let (cri, folder) = (Cri::start(), folder());
+    let mut node = Node::start(&cri, folder.path());
+    let names: Vec<String> = (0..256).map(|n| format!("r.test/a:{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let wish: Vec<Value> = names
+        .iter()
+        .map(|name| json!({ "ref": name, "sizeBytes": 1 }))
+        .collect();
+    node.wish(&Value::Array(wish), &[]);
+    node.evicted(&cri, &names, 3).await;
+    node.until("left away", |state| {
+        let mut images = state.images.iter();
+        images.all(|image| image.state == ImageState::Evicted)
+    })
+    .await;
+    for name in names {
+        assert_eq!(cri.count(&format!("pull {name}")), 3, "{name}");
+    }
+    assert_eq!(cri.most_pulls_at_once(), 1);
+    assert_eq!(node.metric("repull_suppressed_total"), "256");
     node.stop().await;
 }
 

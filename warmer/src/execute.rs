@@ -133,6 +133,8 @@ pub struct Executor {
     settled: Vec<PurgeOutcome>,
     transitions: Transitions,
     space: Option<Space>,
+    /// As full as it was since the last look at everything: a collection has made room before it is noticed.
+    fullest: Option<Space>,
     image_bytes: u64,
     runtime_error: Option<CriError>,
     look_at: Instant,
@@ -166,6 +168,7 @@ impl Executor {
             settled: Vec::new(),
             transitions: Transitions::default(),
             space: None,
+            fullest: None,
             image_bytes: 0,
             runtime_error: None,
             look_at: Instant::now(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use coral_schema::crd::image_cache::OnEviction;
 use coral_schema::crd::node_cache::{ImageState, NodeImage, NodeRegistryPolicy};
 use coral_schema::crd::{NodeCacheSpec, Reason};
 use jiff::{SignedDuration, Timestamp};
@@ -162,7 +163,10 @@ fn step(image: &NodeImage, situation: &Situation<'_, '_>, taken: &Taken) -> Step
     }
     let charge = charge(image, situation.record);
     let refused = entry
-        .and_then(|entry| after_failure(image, entry, situation.now))
+        .and_then(|entry| {
+            after_eviction(image, entry, situation.now)
+                .or_else(|| after_failure(image, entry, situation.now))
+        })
         .or_else(|| paused(situation))
         .or_else(|| no_room(charge.bytes, situation, taken));
     if let Some(wait) = refused {
@@ -199,20 +203,33 @@ fn charge(image: &NodeImage, record: &Record) -> Charge {
     }
 }
 
-fn after_failure(image: &NodeImage, entry: &Entry, now: Timestamp) -> Option<Wait> {
-    if let Some(until) = entry.evictions.paused(now) {
-        let cause = entry
-            .evictions
-            .cause
-            .map_or("unknown", |cause| cause.as_str());
-        let total = entry.evictions.total;
-        return Some(Wait {
-            state: ImageState::Evicted,
-            reason: Some(Reason::EvictedRepeatedly),
-            message: format!("the node removed it {total} times, most likely by {cause}"),
-            until: Some(until),
-        });
+/// What the node removes is not fought for; a raised revision asks for it anew.
+fn after_eviction(image: &NodeImage, entry: &Entry, now: Timestamp) -> Option<Wait> {
+    if entry.revision < image.revision {
+        return None;
     }
+    let evictions = &entry.evictions;
+    let cause = evictions.cause?;
+    let (cause, means) = (cause.as_str(), cause.means());
+    let evicted = |reason, message, until| Wait {
+        state: ImageState::Evicted,
+        reason: Some(reason),
+        message,
+        until,
+    };
+    if image.on_eviction == OnEviction::Ignore {
+        let message = format!(
+            "the node removed it, most likely by {cause} ({means}); by onEviction: Ignore it stays away"
+        );
+        return Some(evicted(Reason::Evicted, message, None));
+    }
+    let until = evictions.paused(now)?;
+    let total = evictions.total;
+    let message = format!("the node removed it {total} times, most likely by {cause} ({means})");
+    Some(evicted(Reason::EvictedRepeatedly, message, Some(until)))
+}
+
+fn after_failure(image: &NodeImage, entry: &Entry, now: Timestamp) -> Option<Wait> {
     let failure = entry.failure.as_ref()?;
     // A raised revision asks anew.
     if failure.revision < image.revision {

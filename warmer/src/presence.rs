@@ -122,15 +122,25 @@ impl Cause {
         }
     }
 
-    /// A guess from what is known: how full the disk was, how long the image stayed, and whether that is a habit.
+    /// The same for a person.
+    pub fn means(self) -> &'static str {
+        match self {
+            Self::DiskGC => "the kubelet freed disk",
+            Self::AgeGC => "the kubelet's imageMaximumGCAge",
+            Self::ExternalDelete => "a person or another cleaner",
+        }
+    }
+
+    /// A guess from what is known: how full the disk was at most since the last look, how long the image stayed, and
+    /// whether that is a habit.
     pub fn guess(
-        space: Option<Space>,
+        fullest: Option<Space>,
         held_since: Option<Timestamp>,
         earlier: u32,
         now: Timestamp,
     ) -> Self {
         let short = held_since.is_some_and(|since| now.duration_since(since) <= TWO_COLLECTIONS);
-        match space {
+        match fullest {
             Some(space) if space.used_percent() >= COLLECTED_DOWN_TO => Self::DiskGC,
             _ if short && earlier > 0 => Self::AgeGC,
             _ => Self::ExternalDelete,
@@ -258,6 +268,23 @@ mod tests {
         let now = minutes(1_000);
         let since = Some(minutes(1_000 - held_minutes));
         assert_eq!(Cause::guess(space, since, earlier, now), cause);
+    }
+
+    /// Another cleaner that comes once a day is named, and no reason to give up.
+    #[test]
+    fn l10_who_removes_an_image_every_day_is_named_and_outlasted() {
+        let space = Some(Space {
+            capacity: 100,
+            used: 20,
+        });
+        let mut evictions = Evictions::default();
+        for day in 1..10 {
+            let (since, now) = (minutes(1440 * (day - 1)), minutes(1440 * day));
+            let cause = Cause::guess(space, Some(since), evictions.total, now);
+            assert_eq!(cause, Cause::ExternalDelete);
+            evictions.gone(Some(since), cause, now);
+            assert_eq!(evictions.paused(now), None);
+        }
     }
 
     fn image(tags: &[&str], digests: &[&str]) -> ImageFacts {

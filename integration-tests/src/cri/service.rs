@@ -3,10 +3,10 @@
 use coral_warmer::cri::generated::image_service_server::ImageService;
 use coral_warmer::cri::generated::runtime_service_server::RuntimeService;
 use coral_warmer::cri::generated::{
-    FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec, ImageStatusRequest,
-    ImageStatusResponse, ListContainersRequest, ListContainersResponse, PullImageRequest,
-    PullImageResponse, RemoveImageRequest, RemoveImageResponse, UInt64Value, VersionRequest,
-    VersionResponse,
+    AuthConfig, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListContainersResponse,
+    PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse, UInt64Value,
+    VersionRequest, VersionResponse,
 };
 use tonic::{Request, Response, Status, async_trait};
 
@@ -62,7 +62,7 @@ impl ImageService for World {
         let PullImageRequest { image, auth, .. } = request.into_inner();
         let spelling = spelled(image);
         let script = self.state().pulls.get(&spelling).cloned();
-        self.state().logins.push(auth);
+        let pulling = Pulling::begin(self, auth);
         let released = self.released.notified();
         self.note(format!("pull {spelling}"));
         let dropped = Dropped {
@@ -82,6 +82,7 @@ impl ImageService for World {
             None => identifier(&spelling),
         };
         dropped.not();
+        drop(pulling);
         self.state().bring(&spelling, &id);
         Ok(Response::new(PullImageResponse { image_ref: id }))
     }
@@ -115,6 +116,25 @@ impl ImageService for World {
 
 fn spelled(image: Option<ImageSpec>) -> String {
     image.unwrap_or_default().image
+}
+
+/// Counts a pull while it runs.
+struct Pulling<'a>(&'a World);
+
+impl<'a> Pulling<'a> {
+    fn begin(world: &'a World, login: Option<AuthConfig>) -> Self {
+        let mut state = world.state();
+        state.logins.push(login);
+        state.pulling += 1;
+        state.most_pulls = state.most_pulls.max(state.pulling);
+        Self(world)
+    }
+}
+
+impl Drop for Pulling<'_> {
+    fn drop(&mut self) {
+        self.0.state().pulling -= 1;
+    }
 }
 
 /// Notes a pull whose caller went away.

@@ -4,8 +4,8 @@
 //! what it lacks. With `tagPolicy: Keep` no revision is raised: nodes look at what they hold in their own rhythm
 //! (`lookInterval`) and pull only what is absent; what they hold under another digest than the cache is Drifted.
 //!
-//! Whoever asks by annotation wants another try as well: images whose pulls failed on nodes get a raised revision there,
-//! which starts the count of `retry.limit` anew.
+//! Whoever asks by annotation wants another try as well: images whose pulls failed on nodes, or that the nodes keep
+//! removing, get a raised revision there, which starts the count of `retry.limit` anew and ends a pause.
 //!
 //! A request by annotation is handled when its value differs from `status.lastHandledRefresh` (L24): nothing is deleted
 //! that whoever keeps objects as they stand in a repository would put back.
@@ -67,8 +67,8 @@ pub fn next(
     last.checked_add(interval).ok()
 }
 
-/// Raises the revision of every image whose pull failed on a node, as its warmer last reported. For the one round in which
-/// a request counts as handled.
+/// Raises the revision of every image whose pull failed on a node, or that the node removed, as its warmer last
+/// reported. For the one round in which a request counts as handled.
 pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
     for plan in &assignment.nodes {
         let Some(told) = wishes.nodes.get_mut(&plan.node.name) else {
@@ -77,7 +77,9 @@ pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
         for wish in told {
             let spelling = &wishes.images[wish.image].reference;
             let report = plan.node.reported(spelling);
-            if report.is_some_and(|report| report.state == ImageState::Failed) {
+            if report.is_some_and(|report| {
+                matches!(report.state, ImageState::Failed | ImageState::Evicted)
+            }) {
                 wish.revision += 1;
             }
         }

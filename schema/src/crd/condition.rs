@@ -120,6 +120,8 @@ reasons! {
     WaitingForCache: "look at the registry's status; the pull starts when the cache has the image";
     /// The node removed the image again and again.
     EvictedRepeatedly: "give the node more disk, or raise the kubelet's image garbage collection thresholds";
+    /// The node removed the image, and `onEviction` is `Ignore`.
+    Evicted: "nothing to do; the annotation coral.dev/refresh with a new value brings it back";
     /// A container uses the image.
     StillInUse: "nothing to do: the kubelet collects it when it is out of use";
     /// Somebody else put it there.

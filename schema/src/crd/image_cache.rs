@@ -195,7 +195,6 @@ pub enum RegistryPolicy {
         "!has(self.interval) || duration(self.interval) == duration('0s') || duration(self.interval) >= duration('1m')",
         "interval is at least 1m, or 0s to switch it off"
     ),
-    validation = ("!has(self.onEviction) || self.onEviction == 'Repull'", "onEviction: Ignore does not work in this version"),
     validation = ("!has(self.tagPolicy) || self.tagPolicy == 'Keep'", "tagPolicy: Follow and Freeze do not work in this version")
 )]
 pub struct Refresh {
@@ -219,7 +218,7 @@ pub enum OnEviction {
     /// It is pulled again; less and less often when that happens again and again.
     #[default]
     Repull,
-    /// It stays away.
+    /// It stays away until it is asked for anew.
     Ignore,
     /// A word of another version.
     #[serde(other)]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coral_schema::crd::image_cache::Retry;
+use coral_schema::crd::image_cache::{OnEviction, Retry};
+use coral_schema::crd::node_cache::NodeImage;
 use coral_schema::crd::{NodeCacheSpec, Reason};
 use jiff::Timestamp;
 
@@ -41,7 +42,7 @@ impl Executor {
                 entry.ours.take_if(|ours| *ours != facts.id);
                 self.not_before.remove(spelling);
             } else if !self.running.contains_key(spelling) {
-                self.gone(spelling, now);
+                self.gone(image, now);
             }
         }
         if full {
@@ -57,7 +58,8 @@ impl Executor {
         }
     }
 
-    fn gone(&mut self, spelling: &str, now: Timestamp) {
+    fn gone(&mut self, image: &NodeImage, now: Timestamp) {
+        let spelling = image.reference.as_str();
         let Some(entry) = self.record.images.get_mut(spelling) else {
             return;
         };
@@ -65,9 +67,10 @@ impl Executor {
         let Some(since) = entry.held_since.take() else {
             return;
         };
-        let cause = Cause::guess(self.space, Some(since), entry.evictions.total, now);
+        let cause = Cause::guess(self.fullest, Some(since), entry.evictions.total, now);
         entry.evictions.gone(Some(since), cause, now);
-        let left_away = entry.evictions.paused(now).is_some();
+        let left_away =
+            image.on_eviction == OnEviction::Ignore || entry.evictions.paused(now).is_some();
         self.metrics.evicted(cause, left_away);
         tracing::info!(
             image = spelling,

@@ -28,6 +28,7 @@ impl Executor {
                 self.absorb_look(spec, found, full, Timestamp::now());
                 self.spread_starts(spec);
                 if full {
+                    self.fullest = self.space;
                     self.look_at = now + next_look(interval, random());
                     if let Ok(bytes) = self.runtime.image_bytes().await {
                         self.image_bytes = bytes;
@@ -84,7 +85,12 @@ impl Executor {
         self.space = match space {
             Ok(Ok(space)) => {
                 self.learn(space);
-                Some(space.with_images(self.image_bytes))
+                let space = space.with_images(self.image_bytes);
+                let fullest = self.fullest.get_or_insert(space);
+                if space.used > fullest.used {
+                    *fullest = space;
+                }
+                Some(space)
             }
             Ok(Err(error)) => {
                 if self.space.is_some() {

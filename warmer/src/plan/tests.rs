@@ -310,6 +310,34 @@ fn l02_an_image_that_the_node_keeps_removing_is_left_away() {
         node.plan_at(wait.until.unwrap())[0].1,
         Step::Pull(_)
     ));
+    node.spec.images[0].revision = 1;
+    assert_eq!(node.starts(), ["a"], "asked for anew");
+}
+
+#[test]
+fn l02_what_shall_not_be_repulled_stays_away_until_it_is_asked_for() {
+    let mut node = Node::one();
+    node.spec.images[0].registry_policy = NodeRegistryPolicy::Default;
+    node.spec.images[0].on_eviction = OnEviction::Ignore;
+    assert_eq!(node.starts(), ["a"], "what was never held is no eviction");
+    node.entry().evictions.gone(None, Cause::AgeGC, NOW);
+    for now in [NOW, seconds(1_000_000)] {
+        let (_, Step::Wait(wait)) = node.plan_at(now).remove(0) else {
+            panic!()
+        };
+        let said = (wait.state, wait.reason, wait.until);
+        assert_eq!(said, (ImageState::Evicted, Some(Reason::Evicted), None));
+        assert!(wait.message.contains("AgeGC"), "{}", wait.message);
+    }
+    node.found
+        .insert("a".to_owned(), Some(ImageFacts::default()));
+    assert_eq!(node.only_step(), Step::Held, "somebody else brought it");
+    node.found.insert("a".to_owned(), None);
+    node.spec.images[0].revision = 1;
+    assert_eq!(node.starts(), ["a"]);
+    node.spec.images[0].revision = 0;
+    node.spec.images[0].on_eviction = OnEviction::Repull;
+    assert_eq!(node.starts(), ["a"]);
 }
 
 #[test]

@@ -587,6 +587,7 @@ fn l24_a_request_starts_the_count_of_tries_anew() {
     assert_eq!(revisions(&mut world, &asked), [0, 1]);
     world.say("n001", IMAGE, ImageState::Failed);
     assert_eq!(revisions(&mut world, &asked), [0, 1], "once");
+    world.say("n001", IMAGE, ImageState::Evicted);
     asked.refresh_request = Some("tuesday".to_owned());
     assert_eq!(revisions(&mut world, &asked), [0, 2]);
 }
