@@ -79,7 +79,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 const PROGRAMS: &[(&str, Modules, &[&str])] = &[
     ("registry", REGISTRY, &["name"]),
     ("operator", OPERATOR, &["api", "labels"]),
-    ("warmer", WARMER, &[]),
+    ("warmer", WARMER, &["chance"]),
 ];
 
 type Modules = &'static [(&'static str, &'static [&'static str])];
@@ -159,15 +159,19 @@ const WARMER: Modules = &[
     ("registry", &["execute"]),
     (
         "execute",
-        &["cri", "disk", "plan", "presence", "purge", "record"],
+        &[
+            "cri", "disk", "plan", "presence", "pressure", "purge", "record",
+        ],
     ),
-    ("plan", &["disk", "presence", "record"]),
+    ("plan", &["disk", "presence", "pressure", "record"]),
     ("purge", &["cri", "presence", "record"]),
     ("record", &["disk", "presence"]),
     ("presence", &["cri", "disk"]),
     ("cri", &[]),
     ("disk", &[]),
+    ("pressure", &[]),
     ("metrics", &[]),
+    ("chance", &[]),
 ];
 
 /// Parts of a folder in the order in which they run: each knows those before it, and none that comes after.

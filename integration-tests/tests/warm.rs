@@ -75,6 +75,7 @@ impl Node {
                     used: 100,
                 })
             },
+            pressure: self.folder.path().join("pressure"),
             state,
             mirror_config: Some(self.mirrors()),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),

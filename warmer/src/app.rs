@@ -51,6 +51,8 @@ pub struct Config {
     pub imagefs: PathBuf,
     /// Asks about that file system: [`Space::of`] but in tests.
     pub measure: fn(&Path) -> io::Result<Space>,
+    /// Where the kernel says how busy the disks are: [`crate::pressure::FILE`] but in tests.
+    pub pressure: PathBuf,
     /// Folder of the runtime's mirror settings; `None`: they are not touched.
     pub mirror_config: Option<PathBuf>,
     /// Where probes and metrics are served; port 0 takes any free one.
@@ -121,6 +123,7 @@ impl App {
             state: config.state,
             imagefs: config.imagefs,
             measure: config.measure,
+            pressure: config.pressure,
             start_spread: config.start_spread,
         };
         let gate = Arc::new(Gate::new(mirror.clone()));

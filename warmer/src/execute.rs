@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,6 +94,8 @@ pub struct Config {
     pub imagefs: PathBuf,
     /// Asks about that file system, and may block: [`Space::of`], unless a test plays a full disk.
     pub measure: fn(&Path) -> io::Result<Space>,
+    /// Where the kernel says how busy the disks are: [`crate::pressure::FILE`].
+    pub pressure: PathBuf,
     /// New wishes start within so long, each at its own time: all nodes learn of them at once.
     pub start_spread: Duration,
 }
@@ -135,6 +136,8 @@ pub struct Executor {
     space: Option<Space>,
     /// As full as it was since the last look at everything: a collection has made room before it is noticed.
     fullest: Option<Space>,
+    /// The disks are too busy for another pull.
+    disks_busy: bool,
     image_bytes: u64,
     runtime_error: Option<CriError>,
     look_at: Instant,
@@ -169,6 +172,7 @@ impl Executor {
             transitions: Transitions::default(),
             space: None,
             fullest: None,
+            disks_busy: false,
             image_bytes: 0,
             runtime_error: None,
             look_at: Instant::now(),
@@ -253,6 +257,7 @@ impl Executor {
             record: &self.record,
             running: &running,
             space: self.space,
+            disks_busy: self.disks_busy,
             cache: &self.asked,
             not_before: &self.not_before,
             now,
@@ -312,11 +317,6 @@ struct Lesson {
     compressed: u64,
     /// Bytes in use when it started.
     before: u64,
-}
-
-/// Any number.
-fn random() -> u64 {
-    RandomState::new().hash_one(())
 }
 
 /// Fits a status.

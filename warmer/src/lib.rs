@@ -8,6 +8,7 @@
 //! ```
 
 pub mod app;
+pub mod chance;
 pub mod cli;
 pub mod cri;
 pub mod disk;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod plan;
 pub mod presence;
+pub mod pressure;
 pub mod purge;
 pub mod record;
 pub mod registry;

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::disk::{PRESSURE_PERCENT, Space};
 use crate::presence::Found;
+use crate::pressure::WINDOW;
 use crate::record::{Entry, Failure, Record};
 
 /// Compressed bytes up to which an image takes the small lane: seconds on any network.
@@ -33,6 +34,8 @@ pub struct Situation<'s, 'a> {
     pub running: &'a BTreeMap<String, Charge>,
     /// The file system of the images; `None` while it cannot be measured.
     pub space: Option<Space>,
+    /// The disks are too busy for another pull.
+    pub disks_busy: bool,
     /// What the cache said, by spelling.
     pub cache: &'a BTreeMap<String, Asked>,
     /// Starts are spread: not before this, by spelling.
@@ -179,7 +182,7 @@ fn step(image: &NodeImage, situation: &Situation<'_, '_>, taken: &Taken) -> Step
             CacheSays::Wait(wait) => return Step::Wait(wait),
         }
     }
-    match no_turn(charge.lane, spelling, situation, taken) {
+    match disks_busy(situation).or_else(|| no_turn(charge.lane, spelling, situation, taken)) {
         Some(wait) => Step::Wait(wait),
         None => Step::Pull(charge),
     }
@@ -328,6 +331,14 @@ fn cache_holds(asked: Option<&Asked>, now: Timestamp) -> CacheSays {
             }
         },
     }
+}
+
+fn disks_busy(situation: &Situation<'_, '_>) -> Option<Wait> {
+    let message = "the node's disks are too busy for another pull";
+    situation.disks_busy.then(|| Wait {
+        until: situation.now.checked_add(WINDOW).ok(),
+        ..Wait::waiting(Reason::NodeUnderPressure, message)
+    })
 }
 
 fn no_turn(

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::chance;
 use crate::cri::Version;
 use crate::execute::{NodeState, Wishes};
 use crate::mirror::MirrorState;
@@ -31,6 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// After a call that failed: the first pause, doubled each time, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// When the API server returns, all nodes have something to say. Spread over so many intervals, and half of it at least,
+/// they are not more than the interval allows.
+const INTERVALS: u32 = 2;
 /// Nothing to do until something changes.
 const IDLE: Duration = Duration::from_hours(1);
 
@@ -116,9 +120,10 @@ impl Reporter {
         if now < self.not_before {
             return self.not_before.duration_since(now);
         }
+        let interval = wishes.spec.report_interval.0;
         let before = match self.before(&wishes.spec.node_uid).await {
             Ok(before) => before,
-            Err(problem) => return self.failed(&problem),
+            Err(problem) => return self.failed(&problem, interval),
         };
         let facts = Facts {
             wishes: &wishes,
@@ -130,7 +135,6 @@ impl Reporter {
         if is_same(&before, &next) {
             return IDLE;
         }
-        let interval = wishes.spec.report_interval.0;
         if let Err(wait) = self.pace.take(is_news(&before, &next), interval, now) {
             return wait;
         }
@@ -140,7 +144,7 @@ impl Reporter {
                 self.written = Some(next);
                 IDLE
             }
-            Err(problem) => self.failed(&problem),
+            Err(problem) => self.failed(&problem, interval),
         }
     }
 
@@ -173,13 +177,11 @@ impl Reporter {
         within(written).await.map(|_| ())
     }
 
-    fn failed(&mut self, problem: &str) -> Duration {
+    fn failed(&mut self, problem: &str, interval: Duration) -> Duration {
         if self.failures == 0 {
             tracing::warn!("the status cannot be written: {problem}");
         }
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST_PAUSE);
+        let pause = pause(self.failures, interval, chance::any());
         self.failures = self.failures.saturating_add(1);
         // Whether a write that failed took effect is not known.
         self.written = None;
@@ -188,9 +190,38 @@ impl Reporter {
     }
 }
 
+/// How long to wait after so many failures and one. `jitter` is any number.
+fn pause(failures: u32, interval: Duration, jitter: u64) -> Duration {
+    let longest = LONGEST_PAUSE.max(interval.saturating_mul(INTERVALS));
+    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.min(16));
+    chance::shortened(doubled.min(longest), jitter)
+}
+
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
     match timeout(DEADLINE, call).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 5000 nodes report every 100 s. After an outage all of them have something to say.
+    #[test]
+    fn l18_the_return_of_the_api_server_is_no_storm() {
+        let interval = Duration::from_secs(100);
+        let waits: Vec<Duration> = (0..5_000)
+            .map(|node| pause(9, interval, node * 7))
+            .collect();
+        for second in 0..200 {
+            let due = |wait: &&Duration| wait.as_secs() == second;
+            let writes = waits.iter().filter(due).count();
+            assert!(writes <= 55, "{writes} writes in second {second}");
+        }
+        assert!(waits.iter().all(|wait| *wait >= interval));
+        assert!(pause(0, interval, 0) >= FIRST_PAUSE / 2);
+        assert!(pause(99, Duration::from_secs(5), 1023) <= LONGEST_PAUSE);
     }
 }

@@ -114,6 +114,8 @@ reasons! {
     Timeout: "raise spec.retry.timeout, or look at why pulls are slow";
     /// The disk budget of a node leaves no room.
     InsufficientStorage: "free or enlarge the node's image file system, or wish for less";
+    /// The disks of a node are too busy for another pull.
+    NodeUnderPressure: "nothing to do: pulls go on when the node's I/O pressure falls; if it never does, give images a disk of their own";
     /// The container runtime does not answer.
     RuntimeUnavailable: "look at the container runtime of the node";
     /// The cache does not hold the image yet, or does not answer.

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use super::{Cli, Command, Flags};
 use crate::app::{self, App, Ended};
 use crate::disk::Space;
-use crate::{metrics, mirror};
+use crate::{metrics, mirror, pressure};
 
 /// Runs the command.
 pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
@@ -33,6 +33,7 @@ async fn warm(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
             .clone()
             .unwrap_or_else(|| flags.state.clone()),
         measure: Space::of,
+        pressure: pressure::FILE.into(),
         mirror_config: flags.mirror_config.clone(),
         admin_listen: flags.admin_listen,
         start_spread: app::START_SPREAD,

@@ -8,7 +8,8 @@ use coral_schema::crd::{NodeCacheSpec, Reason};
 use jiff::Timestamp;
 
 use super::job::{Outcome, PullEnd};
-use super::{Executor, Lesson, random, short};
+use super::{Executor, Lesson, short};
+use crate::chance;
 use crate::cri::CriError;
 use crate::plan::RATE_LIMIT_PAUSE;
 use crate::presence::{Cause, Found};
@@ -158,7 +159,7 @@ impl Entry {
             .filter(|failure| failure.revision == revision)
             .map_or(0, |failure| failure.attempts)
             .saturating_add(1);
-        let wait = backoff(retry, attempts, error.reason, random());
+        let wait = backoff(retry, attempts, error.reason, chance::any());
         self.failure = Some(Failure {
             attempts,
             revision,
@@ -179,8 +180,7 @@ fn backoff(retry: &Retry, attempts: u32, reason: Reason, jitter: u64) -> Duratio
     if reason == Reason::RateLimited {
         wait = wait.max(RATE_LIMIT_PAUSE.unsigned_abs() * 2);
     }
-    let share = f64::from(u32::try_from(jitter % 512).unwrap_or(0)) / 1024.0;
-    wait.mul_f64(0.5 + share)
+    chance::shortened(wait, jitter)
 }
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
             [2_500, 5_000, 10_000, 20_000]
         );
         assert_eq!(wait(u32::MAX, 0), 150_000);
-        assert!((9_900..10_000).contains(&wait(2, 511)));
+        assert!((9_900..10_000).contains(&wait(2, 1023)));
     }
 
     #[test]

@@ -11,15 +11,16 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cache, Executor, Held, QUESTIONS, random};
+use super::{Cache, Executor, Held, QUESTIONS};
+use crate::chance;
 use crate::cri::{CriError, ImageFacts, Runtime};
 use crate::plan::{Answer, Asked, Charge};
 use crate::presence::look_at;
 
 /// A positive answer stays good while an image waits for its turn.
 const GOOD_FOR: Duration = Duration::from_mins(1);
-/// A negative one: soon enough to follow a prefetch, with as much again at random.
-const ASKED_AGAIN: Duration = Duration::from_secs(5);
+/// A negative one, and half of it at least: soon enough to follow a prefetch.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
 
 /// A pull that runs.
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl Executor {
                     let good_for = match answer {
                         Answer::Held => GOOD_FOR,
                         Answer::Absent | Answer::NotMirrored | Answer::Unreachable(_) => {
-                            ASKED_AGAIN + ASKED_AGAIN.mul_f64(share_of_one())
+                            chance::shortened(ASKED_AGAIN, chance::any())
                         }
                     };
                     let until = Timestamp::now() + good_for;
@@ -125,10 +126,6 @@ impl Executor {
             }
         }
     }
-}
-
-fn share_of_one() -> f64 {
-    f64::from(u32::try_from(random() % 1000).unwrap_or(0)) / 1000.0
 }
 
 /// The runtime resolves at a registry whenever it is told to pull: it is asked first whether it has to.

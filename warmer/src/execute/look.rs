@@ -1,14 +1,17 @@
 //! What is asked in every round: the file system, and the runtime when it is time.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use coral_schema::crd::NodeCacheSpec;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Executor, LOOK_AGAIN, SHORTEST_INTERVAL, random};
+use super::{Executor, LOOK_AGAIN, SHORTEST_INTERVAL};
+use crate::chance;
 use crate::disk::Space;
 use crate::presence::{look, next_look};
+use crate::pressure::{Pressure, too_high};
 
 impl Executor {
     /// Looks at everything when it is time, else only at what is new.
@@ -29,7 +32,7 @@ impl Executor {
                 self.spread_starts(spec);
                 if full {
                     self.fullest = self.space;
-                    self.look_at = now + next_look(interval, random());
+                    self.look_at = now + next_look(interval, chance::any());
                     if let Ok(bytes) = self.runtime.image_bytes().await {
                         self.image_bytes = bytes;
                     }
@@ -72,7 +75,7 @@ impl Executor {
                 .get(&image.reference)
                 .is_some_and(Option::is_none);
             if absent && !self.not_before.contains_key(&image.reference) {
-                let share = f64::from(u32::try_from(random() % 1000).unwrap_or(0)) / 1000.0;
+                let share = chance::share(chance::any());
                 let start = now + self.config.start_spread.mul_f64(share);
                 self.not_before.insert(image.reference.clone(), start);
             }
@@ -81,9 +84,15 @@ impl Executor {
 
     pub(super) async fn measure(&mut self) {
         let (measure, path) = (self.config.measure, self.config.imagefs.clone());
-        let space = tokio::task::spawn_blocking(move || measure(&path)).await;
+        let pressure = self.config.pressure.clone();
+        let asking = move || (measure(&path), Pressure::read(&pressure));
+        let (space, pressure) = match tokio::task::spawn_blocking(asking).await {
+            Ok((space, pressure)) => (space, pressure),
+            Err(error) => (Err(io::Error::other(error)), None),
+        };
+        self.disks_busy = too_high(self.disks_busy, pressure);
         self.space = match space {
-            Ok(Ok(space)) => {
+            Ok(space) => {
                 self.learn(space);
                 let space = space.with_images(self.image_bytes);
                 let fullest = self.fullest.get_or_insert(space);
@@ -92,13 +101,12 @@ impl Executor {
                 }
                 Some(space)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 if self.space.is_some() {
                     tracing::warn!(%error, "the image file system cannot be measured");
                 }
                 None
             }
-            Err(_) => None,
         };
     }
 

@@ -123,6 +123,7 @@ fn waiting(status: &mut NodeImageStatus, wait: &Wait) {
     status.state = wait.state;
     status.reason = wait.reason;
     status.message = Some(short(&wait.message));
-    // A moment that only spreads starts is nobody's business.
-    status.next_attempt = wait.until.filter(|_| wait.reason.is_some()).map(Time);
+    // What waits for something else asks for it every few seconds; that is nobody's business, and no reason to write.
+    let is_told = matches!(wait.state, ImageState::Failed | ImageState::Evicted);
+    status.next_attempt = wait.until.filter(|_| is_told).map(Time);
 }

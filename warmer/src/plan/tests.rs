@@ -16,6 +16,7 @@ struct Node {
     record: Record,
     running: BTreeMap<String, Charge>,
     space: Option<Space>,
+    disks_busy: bool,
     cache: BTreeMap<String, Asked>,
     not_before: BTreeMap<String, Timestamp>,
     runtime_answers: bool,
@@ -38,6 +39,7 @@ impl Node {
                 capacity: 100 * GIB,
                 used: 50 * GIB,
             }),
+            disks_busy: false,
             cache: BTreeMap::new(),
             not_before: BTreeMap::new(),
             runtime_answers: true,
@@ -58,6 +60,7 @@ impl Node {
             record: &self.record,
             running: &self.running,
             space: self.space,
+            disks_busy: self.disks_busy,
             cache: &self.cache,
             not_before: &self.not_before,
             now,
@@ -110,6 +113,7 @@ fn seconds(seconds: i64) -> Timestamp {
 fn l07_the_checks_before_a_pull_have_their_order() {
     let mut node = Node::one();
     node.spec.paused = true;
+    node.disks_busy = true;
     node.space = Some(Space {
         capacity: 100 * GIB,
         used: 90 * GIB,
@@ -152,6 +156,8 @@ fn l07_the_checks_before_a_pull_have_their_order() {
     });
     assert_eq!(reason(node.only_step()), Some(Reason::WaitingForCache));
     node.cache.insert("a".to_owned(), answered(Answer::Held));
+    assert_eq!(reason(node.only_step()), Some(Reason::NodeUnderPressure));
+    node.disks_busy = false;
     assert_eq!(reason(node.only_step()), None, "no slot");
     node.running.clear();
     assert_eq!(node.starts(), ["a"]);
@@ -217,7 +223,7 @@ fn l03_room_is_reserved_for_what_runs_and_what_this_plan_starts() {
 }
 
 #[test]
-fn a_large_image_does_not_block_a_small_one() {
+fn l04_a_large_image_does_not_block_a_small_one() {
     let image = |name: &str, size: u64| serde_json::json!({ "ref": name, "sizeBytes": size });
     let mut node = Node::wishing(&serde_json::json!([
         image("large-1", GIB), image("large-2", GIB), image("small-1", 1), image("small-2", 1), { "ref": "unknown" }
@@ -232,6 +238,21 @@ fn a_large_image_does_not_block_a_small_one() {
         ["large-2", "small-1"],
         "the more wanted first"
     );
+}
+
+/// The kubelet frees down to 80 %: nothing of ours takes that room again, whatever is missing.
+#[test]
+fn l16b_what_a_collection_freed_is_not_filled_again() {
+    let mut node = Node::one();
+    node.spec.images[0].registry_policy = NodeRegistryPolicy::Default;
+    node.spec.images[0].size_bytes = Some(1);
+    for (used, pulls) in [(79, true), (80, false), (84, false)] {
+        node.space = Some(Space {
+            capacity: 100 * GIB,
+            used: used * GIB,
+        });
+        assert_eq!(!node.starts().is_empty(), pulls, "at {used} %");
+    }
 }
 
 #[test]
