@@ -38,6 +38,7 @@ struct World {
     state: Mutex<State>,
     /// The version of the last event.
     latest: watch::Sender<u64>,
+    silent: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +57,7 @@ impl Kube {
             world: Arc::new(World {
                 state: Mutex::default(),
                 latest: watch::channel(0).0,
+                silent: watch::channel(false).0,
             }),
             serving: None,
         };
@@ -94,6 +96,11 @@ impl Kube {
         if let Some(tasks) = self.serving.take() {
             assert!(tasks.stop(PATIENCE).await, "the API server did not stop");
         }
+    }
+
+    /// Connections stay open, requests are taken, and nothing is answered.
+    pub fn silence(&self, silent: bool) {
+        self.world.silent.send_replace(silent);
     }
 
     /// A client of it.
@@ -160,6 +167,13 @@ impl Kube {
 impl World {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics with the lock")
+    }
+
+    /// Does not return while nothing is answered.
+    async fn answering(&self) {
+        let mut silent = self.silent.subscribe();
+        // The sender lives as long as this.
+        let _ = silent.wait_for(|silent| !silent).await;
     }
 
     /// Takes over `part` (`spec` or `status`), labels, annotations and the like. Returns the object.

@@ -198,6 +198,20 @@ impl Cache {
         let mut held = self.held.lock().unwrap();
         held.insert(path.to_owned(), (kind.to_owned(), bytes));
     }
+
+    /// All of `r.test/a:<tag>`.
+    fn hold_image(&self, tag: &str, image: &Image) {
+        let path = |rest: String| format!("/v2/a/{rest}?ns=r.test");
+        for blob in &image.blobs {
+            self.hold(&path(format!("blobs/{}", blob.digest)), "", Vec::new());
+        }
+        let manifest = image.manifest.content.read_all().to_vec();
+        self.hold(
+            &path(format!("manifests/{tag}")),
+            media_type::OCI_MANIFEST,
+            manifest,
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,11 +251,18 @@ async fn l16a_a_wish_becomes_a_pull_of_that_spelling_and_a_status() -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l19_only_its_own_object_is_listed_and_watched() -> anyhow::Result<()> {
+async fn l11_l19_l29_nothing_but_its_own_object_is_asked_for() -> anyhow::Result<()> {
     let node = Node::start().await?;
     node.wish(&json!({ "images": [{ "ref": "nginx:1.27" }] }));
     node.status(|status| status["ready"] == 1).await;
     let requests = node.kube.requests();
+    // No secret, no pod, no node, and no word of what nodes say about images.
+    for asked in &requests {
+        assert!(
+            asked.contains("/apis/coral.dev/v1alpha1/nodecaches"),
+            "{asked}"
+        );
+    }
     let lists: Vec<_> = requests
         .iter()
         .filter(|asked| asked.contains("/nodecaches?"))
@@ -291,6 +312,54 @@ async fn l22_without_the_api_server_a_restarted_warmer_repairs() -> anyhow::Resu
     assert_eq!(status["firstReadyTime"], before["firstReadyTime"]);
     node.wish(&json!({ "images": [{ "ref": "alpine:3" }] }));
     node.cri.called("pull alpine:3", 1).await;
+    Ok(())
+}
+
+/// Time passes for timers, not for peers.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// For an hour and longer nobody answers, neither on the open watch nor anything else: longer than every deadline. Ten
+/// images go meanwhile and come back, and on return there is little to write.
+#[tokio::test]
+async fn l18_l22_while_the_api_server_is_silent_the_node_is_repaired() -> anyhow::Result<()> {
+    let node = Node::start().await?;
+    let names: Vec<String> = (0..10).map(|n| format!("r.test/a:{n}")).collect();
+    let mut images: Vec<Value> = names.iter().map(|name| json!({ "ref": name })).collect();
+    let spec = |images: &[Value]| json!({ "images": images, "reportInterval": "1m" });
+    node.wish(&spec(&images));
+    node.cri.called("pull r.test/a:9", 1).await;
+    pass(Duration::from_mins(2)).await;
+    node.status(|status| status["ready"] == 10).await;
+
+    node.kube.silence(true);
+    for name in &names {
+        node.cri.evict(name);
+        // The longest time to a look, and beyond the silence that ends a watch.
+        pass(Duration::from_mins(4)).await;
+        node.cri.called(&format!("pull {name}"), 2).await;
+        pass(Duration::from_mins(2)).await;
+    }
+    images.push(json!({ "ref": "r.test/late:1" }));
+    node.wish(&spec(&images));
+    let asked = node.kube.requests().len();
+
+    node.kube.silence(false);
+    pass(Duration::from_mins(2)).await;
+    node.cri.called("pull r.test/late:1", 1).await;
+    // What was tried in vain has used up the first writes.
+    pass(Duration::from_mins(2)).await;
+    let status = node.status(|status| status["ready"] == 11).await;
+    for n in 0..10 {
+        assert_eq!(status["images"][n]["evictions"], 1);
+    }
+    let requests = node.kube.requests().split_off(asked);
+    let writes = requests.iter().filter(|asked| asked.starts_with("PATCH"));
+    assert!(writes.count() <= 3, "{requests:#?}");
+    assert!(requests.len() <= 10, "{requests:#?}");
     Ok(())
 }
 
@@ -375,7 +444,7 @@ fn index_of(digest: &Digest, size: usize) -> serde_json::Result<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l07_mirror_only_waits_until_the_cache_holds_all_of_it() -> anyhow::Result<()> {
+async fn l07_l13_mirror_only_waits_until_the_cache_holds_all_of_it() -> anyhow::Result<()> {
     let (node, cache) = (Node::start().await?, Cache::start().await?);
     let image = Image::new(1, &[10, 20]);
     let wanted = json!({ "ref": "r.test/a:1", "registryPolicy": "MirrorOnly" });
@@ -453,12 +522,19 @@ async fn l07_the_registry_says_whether_a_pull_would_be_served_from_it() -> anyho
     Ok(())
 }
 
+/// A runtime is never pointed at a cache that does not answer, neither at first nor later.
 #[tokio::test(flavor = "multi_thread")]
-async fn mirror_settings_follow_the_cache() -> anyhow::Result<()> {
+async fn l15_mirror_settings_follow_the_cache() -> anyhow::Result<()> {
     let (node, cache) = (Node::start().await?, Cache::start().await?);
     let file = node.mirrors().join("r.test:5000/hosts.toml");
     let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    cache.alive.store(false, Ordering::Relaxed);
     node.wish(&json!({ "mirror": { "url": cache.url(), "registries": ["r.test:5000"] } }));
+    let not_yet = node.condition("MirrorConfigured", "Removed").await;
+    assert_eq!(not_yet["status"], "False");
+    assert!(!file.exists());
+
+    cache.alive.store(true, Ordering::Relaxed);
     let written = node.condition("MirrorConfigured", "Written").await;
     assert_eq!(written["status"], "True");
     assert!(text(&file).contains(&format!("[host.\"{}\"]", cache.url())));
@@ -475,6 +551,44 @@ async fn mirror_settings_follow_the_cache() -> anyhow::Result<()> {
     node.wish(&json!({}));
     node.condition("MirrorConfigured", "Removed").await;
     assert_eq!(std::fs::read_dir(node.mirrors())?.count(), 0);
+    Ok(())
+}
+
+/// While the cache is away nothing is pulled past it, and nothing that is held is lost; then everything goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn l07_the_cache_goes_and_comes_back() -> anyhow::Result<()> {
+    let (node, cache) = (Node::start().await?, Cache::start().await?);
+    let image = Image::new(1, &[10]);
+    for tag in ["1", "2"] {
+        cache.hold_image(tag, &image);
+    }
+    let only =
+        |tag: &str| json!({ "ref": format!("r.test/a:{tag}"), "registryPolicy": "MirrorOnly" });
+    let wish = |tags: &[&str]| {
+        let images: Vec<Value> = tags.iter().map(|tag| only(tag)).collect();
+        node.wish(&json!({
+            "images": images,
+            "lookInterval": "1s",
+            "mirror": { "url": cache.url(), "registries": ["r.test"] },
+        }));
+    };
+    wish(&["1"]);
+    node.status(|status| status["ready"] == 1).await;
+    cache.alive.store(false, Ordering::Relaxed);
+    node.condition("MirrorConfigured", "Removed").await;
+    wish(&["1", "2"]);
+    let waits = |status: &Value, n: usize| status["images"][n]["reason"] == "WaitingForCache";
+    node.status(|status| status["ready"] == 1 && waits(status, 1))
+        .await;
+    node.cri.evict("r.test/a:1");
+    node.status(|status| status["ready"] == 0 && waits(status, 0))
+        .await;
+    assert_eq!(node.cri.count("pull r.test/a:2"), 0);
+
+    cache.alive.store(true, Ordering::Relaxed);
+    node.status(|status| status["ready"] == 2).await;
+    assert_eq!(node.cri.count("pull r.test/a:1"), 2);
+    assert_eq!(node.cri.count("pull r.test/a:2"), 1);
     Ok(())
 }
 

@@ -79,6 +79,7 @@ pub(super) async fn answer(world: Arc<World>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let asked = format!("{} {}", parts.method, parts.uri);
     world.state().requests.push(asked);
+    world.answering().await;
     let Some(target) = Target::parse(parts.uri.path()) else {
         return refusal(StatusCode::NOT_FOUND);
     };
@@ -137,6 +138,7 @@ fn watching(world: Arc<World>, target: Target, uri: Uri) -> Response {
         let (world, target, uri) = (Arc::clone(&world), target.clone(), uri.clone());
         async move {
             wait_beyond(&mut changes, sent).await?;
+            world.answering().await;
             let mut text = String::new();
             let state = world.state();
             for (kind, key, object) in state.events.iter().skip(sent) {

@@ -39,6 +39,9 @@ impl Executor {
                         ..Entry::default()
                     });
                 entry.held_since.get_or_insert(now);
+                // Whoever brought it: there is nothing left to try.
+                let revision = entry.revision;
+                entry.failure.take_if(|_| revision >= image.revision);
                 // Somebody else's pull moved the name.
                 entry.ours.take_if(|ours| *ours != facts.id);
                 self.not_before.remove(spelling);
