@@ -65,6 +65,8 @@ struct Outcome {
     written: BTreeSet<String>,
     foreign: BTreeMap<String, Foreign>,
     problems: Vec<String>,
+    /// What has to happen beside the files before the runtime follows them.
+    note: Option<String>,
     /// Files of ours that were not wanted were there.
     removed: bool,
 }
@@ -74,7 +76,8 @@ struct Outcome {
 struct Foreign {
     /// The file or folder by which we know.
     what: String,
-    leads_to_cache: bool,
+    /// The lines to paste, if their settings do not lead to the cache yet.
+    paste: Option<String>,
 }
 
 impl Outcome {
@@ -82,12 +85,8 @@ impl Outcome {
         self.written.insert(registry);
     }
 
-    fn foreign(&mut self, registry: String, what: String, leads_to_cache: bool) {
-        let foreign = Foreign {
-            what,
-            leads_to_cache,
-        };
-        self.foreign.insert(registry, foreign);
+    fn foreign(&mut self, registry: String, what: String, paste: Option<String>) {
+        self.foreign.insert(registry, Foreign { what, paste });
     }
 
     fn failed(&mut self, registry: &str, error: &io::Error) {
@@ -225,7 +224,7 @@ impl Mirrors {
             Err(error) => return nothing.because(Reason::Internal, error.to_string()),
         };
         match (outcome.problems.first(), decision) {
-            (_, Decision::Write(wanted)) => standing(&outcome, &wanted, nothing),
+            (_, Decision::Write(_)) => standing(&outcome, nothing),
             (Some(problem), _) => nothing.because(Reason::Internal, problem.clone()),
             (None, Decision::Withdraw(reason, message)) => nothing.because(reason, message),
             (None, Decision::Wait) => nothing,

@@ -31,13 +31,15 @@ pub(super) fn apply(root: &Path, wanted: Option<&Wanted>) -> io::Result<Outcome>
         let applied = match (wanted, others) {
             (Some(wanted), None) => write(root, &name, before, wanted).map(|()| None),
             (Some(wanted), Some((what, hosts))) => {
-                retreat(root, &name).map(|_| Some((what, leads_to(&hosts, wanted))))
+                let lines = || containerd_hosts(&wanted.cache, None);
+                let paste = (!leads_to(&hosts, wanted)).then(lines);
+                retreat(root, &name).map(|_| Some((what, paste)))
             }
             (None, _) => continue,
         };
         match applied {
             Ok(None) => outcome.written(name),
-            Ok(Some((what, leads_to_cache))) => outcome.foreign(name, what, leads_to_cache),
+            Ok(Some((what, paste))) => outcome.foreign(name, what, paste),
             Err(error) => outcome.failed(&name, &error),
         }
     }
@@ -268,7 +270,7 @@ mod tests {
         let outcome = apply(root, Some(&wanted)).unwrap();
         assert!(outcome.written.is_empty());
         let foreign = &outcome.foreign["r.test:5000"];
-        assert!(!foreign.leads_to_cache, "{foreign:?}");
+        assert!(foreign.paste.is_some(), "{foreign:?}");
         let mut left = tree(root);
         left.retain(|_, text| !text.is_empty());
         let theirs: BTreeMap<_, _> = [(path.to_owned(), text.to_owned())].into();
@@ -286,7 +288,7 @@ mod tests {
         let text = containerd_hosts(&wanted.cache, None);
         fs::write(root.path().join("r.test/hosts.toml"), text).unwrap();
         let outcome = apply(root.path(), Some(&wanted)).unwrap();
-        assert!(outcome.foreign["r.test"].leads_to_cache);
+        assert_eq!(outcome.foreign["r.test"].paste, None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coral_schema::crd::Reason;
 use coral_schema::crd::node_cache::Mirror;
-use coral_schema::mirror_config::{self, HostPort, containerd_hosts};
+use coral_schema::mirror_config::{self, HostPort};
 
 use super::{MirrorState, Outcome};
 use crate::cri::Version;
@@ -70,32 +70,33 @@ pub(super) fn is_crio(folder: &Path, runtime: Option<&Version>) -> bool {
 }
 
 /// What stands after the wanted files were written. What needs a person comes first.
-pub(super) fn standing(outcome: &Outcome, wanted: &Wanted, state: MirrorState) -> MirrorState {
-    let in_the_way: Vec<_> = outcome
-        .foreign
-        .iter()
-        .filter(|(_, foreign)| !foreign.leads_to_cache)
+pub(super) fn standing(outcome: &Outcome, state: MirrorState) -> MirrorState {
+    let theirs = outcome.foreign.iter();
+    let in_the_way: Vec<_> = theirs
+        .filter_map(|(name, foreign)| Some((name, &foreign.what, foreign.paste.as_ref()?)))
         .collect();
     let theirs = outcome.foreign.iter();
-    let theirs = theirs.filter_map(|(name, foreign)| foreign.leads_to_cache.then_some(name));
+    let theirs = theirs.filter_map(|(name, foreign)| foreign.paste.is_none().then_some(name));
     let state = MirrorState {
         leads: outcome.written.iter().chain(theirs).cloned().collect(),
         ..state
     };
-    if let Some((registry, foreign)) = in_the_way.first() {
-        let mut message = format!("{registry} is left alone: {} is not ours", foreign.what);
+    if let Some((registry, what, paste)) = in_the_way.first() {
+        let mut message = format!("{registry} is left alone: {what} is not ours");
         if in_the_way.len() > 1 {
             // Writing to a String cannot fail.
             let _ = write!(message, " (and {} more registries)", in_the_way.len() - 1);
         }
-        let lines = containerd_hosts(&wanted.cache, None);
-        let _ = write!(message, "; to use the cache there, paste:\n{lines}");
+        let _ = write!(message, "; to use the cache there, paste:\n{paste}");
         return state.because(Reason::NotOurs, message);
     }
     if let Some(problem) = outcome.problems.first() {
         return state.because(Reason::Internal, problem.clone());
     }
-    let message = format!("{} registries lead to the cache", state.leads.len());
+    let mut message = format!("{} registries lead to the cache", state.leads.len());
+    if let Some(note) = &outcome.note {
+        let _ = write!(message, "; {note}");
+    }
     state.because(Reason::Written, message)
 }
 

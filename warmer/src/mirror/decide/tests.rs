@@ -47,18 +47,18 @@ fn a_url_that_cannot_be_written_is_a_problem_and_withdraws() {
 
 #[test]
 fn what_needs_a_person_is_said_with_the_lines_to_paste() {
-    let wanted = Wanted::read(&spec(&["a.test", "b.test", "c.test", "d.test"])).unwrap();
+    let lines = || Some("location = \"cache\"\n".to_owned());
     let mut outcome = Outcome::default();
     outcome.written("a.test".to_owned());
-    outcome.foreign("b.test".to_owned(), "ca.crt".to_owned(), false);
-    outcome.foreign("c.test".to_owned(), "_default".to_owned(), false);
-    outcome.foreign("d.test".to_owned(), "hosts.toml".to_owned(), true);
-    let state = standing(&outcome, &wanted, MirrorState::default());
+    outcome.foreign("b.test".to_owned(), "ca.crt".to_owned(), lines());
+    outcome.foreign("c.test".to_owned(), "_default".to_owned(), lines());
+    outcome.foreign("d.test".to_owned(), "hosts.toml".to_owned(), None);
+    let state = standing(&outcome, MirrorState::default());
     assert_eq!(state.reason, Some(Reason::NotOurs));
     assert_eq!(
         state.message,
         "b.test is left alone: ca.crt is not ours (and 1 more registries); to use the cache there, paste:\n\
-         [host.\"http://10.96.0.10:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"400ms\"\n"
+         location = \"cache\"\n"
     );
     let leads: Vec<_> = state.leads.iter().map(String::as_str).collect();
     assert_eq!(leads, ["a.test", "d.test"]);
