@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use coral_schema::mirror_config::{Registry, crio};
 use coral_schema::oci::Digest;
 use tempfile::TempDir;
 
@@ -53,6 +54,42 @@ impl Client for Skopeo {
             let name = format!("{}.manifest.json", child.digest.hex());
             assert_file(&folder.join(name), &child.digest);
         }
+        assert_blobs(&folder, image);
+        Ok(())
+    }
+}
+
+/// `skopeo copy` of an image's own name, as the drop-in for CRI-O leads it: the library that reads it is CRI-O's.
+struct Mirrored(String);
+
+impl Mirrored {
+    /// The registry's own name answers nobody here: only the cache can.
+    fn of(coral: &Coral) -> Self {
+        let cache = format!("http://{}", coral.address());
+        let registry = Registry {
+            host: UPSTREAM.parse().expect("a host"),
+            aliases: Vec::new(),
+            plain_http: false,
+        };
+        Self(crio(&cache.parse().expect("a URL"), &[registry]).content)
+    }
+}
+
+impl Client for Mirrored {
+    async fn pull(&self, image: &Image) -> Result<(), String> {
+        let target = harness::scratch();
+        let configuration = target.path().join("registries.conf");
+        std::fs::write(&configuration, &self.0).expect("a file in a new folder");
+        let mut command = harness::command("skopeo");
+        command
+            .arg("--registries-conf")
+            .arg(configuration)
+            .args(["--insecure-policy", "copy", "--all", "--preserve-digests"])
+            .arg(format!("docker://{UPSTREAM}/{}", image.name()))
+            .arg(format!("dir:{}", target.path().join("image").display()));
+        harness::run(command).await.result()?;
+        let folder = target.path().join("image");
+        assert_file(&folder.join("manifest.json"), image.digest());
         assert_blobs(&folder, image);
         Ok(())
     }
@@ -125,6 +162,13 @@ async fn skopeo_pulls_cold_warm_and_cut_off() {
     let upstream = Upstream::plain().await;
     let coral = Coral::before(&upstream).await;
     assert_cold_warm_and_cut_off(&Skopeo::of(&coral), upstream).await;
+}
+
+#[tokio::test]
+async fn the_drop_in_for_crio_leads_to_the_cache() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    assert_cold_warm_and_cut_off(&Mirrored::of(&coral), upstream).await;
 }
 
 #[tokio::test]
