@@ -1,7 +1,8 @@
 //! A scripted container runtime: the real protocol over a Unix socket, and images that are only names.
 //!
 //! It names images as containerd does: a pull adds the written-out name with its tag and the one with its digest, and
-//! removing an image removes every name of it. What it was asked is in a log that tests can wait for.
+//! removing an image removes every name of it. Or as CRI-O does (see [`Kind`]). What it was asked is in a log that tests
+//! can wait for.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,6 +22,8 @@ use tonic::{Code, Status};
 
 mod service;
 
+/// Bytes of a name in a crowd: as long as a repository may be.
+const CROWD_NAME: usize = 240;
 /// No test waits longer for a call.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -31,6 +34,21 @@ pub struct Cri {
     world: Arc<World>,
     serving: Option<Tasks>,
 }
+
+/// Whose names and answers it has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Identifiers with their algorithm. A short name is one of Docker Hub. A pull answers the identifier.
+    #[default]
+    Containerd,
+    /// Bare identifiers, whose beginning is tried before names. A short name is looked for at [`SHORT_NAMES`]. A pull answers
+    /// a digest, a container names its image by one, and removing a name takes that name only, unless it was the last.
+    /// As read from its sources (1.34); no real one is to be had for these tests.
+    Crio,
+}
+
+/// CRI-O's `unqualified-search-registries`.
+pub const SHORT_NAMES: &str = "quay.test";
 
 /// What a pull does.
 #[derive(Debug, Clone)]
@@ -53,6 +71,7 @@ struct World {
 
 #[derive(Debug, Default)]
 struct State {
+    kind: Kind,
     /// By identifier.
     images: BTreeMap<String, Image>,
     containers: Vec<Container>,
@@ -68,10 +87,18 @@ struct State {
 impl Cri {
     /// With no images, and pulls that succeed.
     pub fn start() -> Self {
+        Self::start_as(Kind::Containerd)
+    }
+
+    /// The same as another runtime.
+    pub fn start_as(kind: Kind) -> Self {
         let mut cri = Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
             world: Arc::new(World {
-                state: Mutex::default(),
+                state: Mutex::new(State {
+                    kind,
+                    ..State::default()
+                }),
                 released: Notify::new(),
                 log: watch::channel(Vec::new()).0,
             }),
@@ -115,8 +142,8 @@ impl Cri {
 
     /// Holds an image under names that somebody else pulled. Returns its identifier.
     pub fn hold(&self, content: &str, names: &[&str]) -> String {
-        let id = identifier(content);
         let mut state = self.world.state();
+        let id = state.identifier(content);
         for name in names {
             state.bring(name, &id);
         }
@@ -143,12 +170,43 @@ impl Cri {
 
     /// A container that was started from the image and has exited.
     pub fn exited_container(&self, image_id: &str) {
-        self.world.state().containers.push(Container {
+        let mut state = self.world.state();
+        let image_ref = match state.kind {
+            Kind::Containerd => image_id.to_owned(),
+            Kind::Crio => state.images[image_id].repo_digests[0].clone(),
+        };
+        state.containers.push(Container {
             id: format!("container-{image_id}"),
-            image_ref: image_id.to_owned(),
+            image_ref,
             state: coral_warmer::cri::generated::ContainerState::ContainerExited.into(),
             ..Container::default()
         });
+    }
+
+    /// Other images whose list would be longer than `bytes` on the wire.
+    pub fn hold_a_crowd(&self, bytes: usize) {
+        let mut state = self.world.state();
+        for n in 0..=bytes / CROWD_NAME {
+            let id = format!("sha256:{n:064x}");
+            let image = Image {
+                id: id.clone(),
+                repo_tags: vec![format!("crowd.test/{n:0width$}:1", width = CROWD_NAME)],
+                size: 1,
+                ..Image::default()
+            };
+            state.images.insert(id, image);
+        }
+    }
+
+    /// Containers whose list is longer than `bytes` on the wire; none to take them away again.
+    pub fn run_a_crowd(&self, bytes: usize) {
+        let filling = "x".repeat(CROWD_NAME);
+        let crowd = (0..bytes.div_ceil(CROWD_NAME)).map(|n| Container {
+            id: format!("crowd-{n}"),
+            annotations: [("filling".to_owned(), filling.clone())].into(),
+            ..Container::default()
+        });
+        self.world.state().containers = crowd.collect();
     }
 
     /// What pulls of the spelling do from now on.
@@ -209,11 +267,6 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// As a configuration of this content has it.
-fn identifier(content: &str) -> String {
-    Digest::sha256(content.as_bytes()).to_string()
-}
-
 impl World {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics with the lock")
@@ -234,7 +287,7 @@ impl World {
 impl State {
     /// The name moves to the image. It has no tag when it was spelled with a digest.
     fn bring(&mut self, spelling: &str, id: &str) {
-        let reference: ImageReference = spelling.parse().expect("an image reference");
+        let reference = self.reference(spelling).expect("an image reference");
         let name = format!("{}/{}", reference.host, reference.repository);
         let tag = match reference.manifest_ref() {
             ManifestRef::Tag(tag) => Some(format!("{name}:{tag}")),
@@ -261,15 +314,38 @@ impl State {
         }
     }
 
+    /// As a configuration of this content has it.
+    fn identifier(&self, content: &str) -> String {
+        let digest = Digest::sha256(content.as_bytes());
+        match self.kind {
+            Kind::Containerd => digest.to_string(),
+            Kind::Crio => digest.hex(),
+        }
+    }
+
+    /// What a spelling means here.
+    fn reference(&self, spelling: &str) -> Option<ImageReference> {
+        let is_short = !spelling
+            .split_once('/')
+            .is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
+        if self.kind == Kind::Crio && is_short {
+            return format!("{SHORT_NAMES}/{spelling}").parse().ok();
+        }
+        spelling.parse().ok()
+    }
+
+    fn name(&self, spelling: &str) -> Option<String> {
+        let reference = self.reference(spelling)?;
+        let name = format!("{}/{}", reference.host, reference.repository);
+        Some(match reference.manifest_ref() {
+            ManifestRef::Tag(tag) => format!("{name}:{tag}"),
+            ManifestRef::Digest(digest) => format!("{name}@{digest}"),
+        })
+    }
+
     /// By name, or by the beginning of the identifier.
     fn resolve(&self, spelling: &str) -> Option<&Image> {
-        let wanted = spelling.parse::<ImageReference>().ok().map(|reference| {
-            let name = format!("{}/{}", reference.host, reference.repository);
-            match reference.manifest_ref() {
-                ManifestRef::Tag(tag) => format!("{name}:{tag}"),
-                ManifestRef::Digest(digest) => format!("{name}@{digest}"),
-            }
-        });
+        let wanted = self.name(spelling);
         let named = |image: &&Image| {
             let mut names = image.repo_tags.iter().chain(&image.repo_digests);
             names.any(|name| Some(name) == wanted.as_ref())
@@ -279,7 +355,45 @@ impl State {
             image.id == spelling || id.starts_with(spelling)
         };
         let images = || self.images.values();
-        images().find(named).or_else(|| images().find(begins))
+        match self.kind {
+            Kind::Containerd => images().find(named).or_else(|| images().find(begins)),
+            Kind::Crio => images().find(begins).or_else(|| images().find(named)),
+        }
+    }
+
+    fn remove(&mut self, spelling: &str) {
+        let Some(id) = self.resolve(spelling).map(|image| image.id.clone()) else {
+            return;
+        };
+        let name = self.name(spelling);
+        if self.kind == Kind::Crio
+            && let Some(image) = self.images.get_mut(&id)
+            && !image.id.starts_with(spelling)
+        {
+            image.repo_tags.retain(|tag| Some(tag) != name.as_ref());
+            // Names with digests are made of the tags that are left.
+            let repository = |name: &str| {
+                name.rsplit_once([':', '@'])
+                    .map(|(name, _)| name.to_owned())
+            };
+            let left: Vec<_> = image.repo_tags.iter().map(|tag| repository(tag)).collect();
+            image.repo_digests.retain(|digest| {
+                let named = digest.split_once('@').map(|(name, _)| name.to_owned());
+                left.contains(&named)
+            });
+            if !image.repo_tags.is_empty() {
+                return;
+            }
+        }
+        self.images.remove(&id);
+    }
+
+    /// What a pull answers.
+    fn answer(&self, id: &str) -> String {
+        match self.kind {
+            Kind::Containerd => id.to_owned(),
+            Kind::Crio => self.images[id].repo_digests[0].clone(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use coral_warmer::cri::generated::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Pull, World, failure, identifier};
+use super::{Kind, Pull, World, failure};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -18,10 +18,14 @@ type Answer<T> = Result<Response<T>, Status>;
 impl RuntimeService for World {
     async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
         self.answering().await;
+        let (name, version) = match self.state().kind {
+            Kind::Containerd => ("containerd", "v2.4.2"),
+            Kind::Crio => ("cri-o", "1.34.1"),
+        };
         Ok(Response::new(VersionResponse {
             version: "0.1.0".to_owned(),
-            runtime_name: "containerd".to_owned(),
-            runtime_version: "v2.4.2".to_owned(),
+            runtime_name: name.to_owned(),
+            runtime_version: version.to_owned(),
             runtime_api_version: "v1".to_owned(),
         }))
     }
@@ -69,22 +73,25 @@ impl ImageService for World {
             world: self,
             spelling: Some(&spelling),
         };
-        let id = match script {
+        let content = match script {
             Some(Pull::Fails(code, message)) => {
                 dropped.not();
                 return Err(failure(code, &message));
             }
-            Some(Pull::Brings(content)) => identifier(&content),
+            Some(Pull::Brings(content)) => content,
             Some(Pull::Stays) => {
                 released.await;
-                identifier(&spelling)
+                spelling.clone()
             }
-            None => identifier(&spelling),
+            None => spelling.clone(),
         };
         dropped.not();
         drop(pulling);
-        self.state().bring(&spelling, &id);
-        Ok(Response::new(PullImageResponse { image_ref: id }))
+        let mut state = self.state();
+        let id = state.identifier(&content);
+        state.bring(&spelling, &id);
+        let image_ref = state.answer(&id);
+        Ok(Response::new(PullImageResponse { image_ref }))
     }
 
     async fn remove_image(
@@ -94,10 +101,7 @@ impl ImageService for World {
         let spelling = spelled(request.into_inner().image);
         self.note(format!("remove {spelling}"));
         self.answering().await;
-        let mut state = self.state();
-        if let Some(id) = state.resolve(&spelling).map(|image| image.id.clone()) {
-            state.images.remove(&id);
-        }
+        self.state().remove(&spelling);
         Ok(Response::new(RemoveImageResponse {}))
     }
 
