@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coral_schema::process::tasks::Tasks;
+use coral_warmer::cri::containerd::{self, Told};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use crate::clients::{Client, assert_cold_warm_and_cut_off};
 use crate::coral::{Config, Coral, UPSTREAM};
@@ -153,6 +156,60 @@ async fn an_old_containerd_pulls_cold_warm_and_cut_off() {
     let coral = Coral::before(&upstream).await;
     let containerd = Containerd::start(Kind::Old, &coral, NOWHERE).await;
     assert_cold_warm_and_cut_off(&containerd, upstream).await;
+}
+
+/// What the warmer asks of containerd beyond the CRI: the kubelet learns of a pin by the CRI, and a removal is told.
+#[tokio::test]
+async fn l01_l09_containerd_pins_and_tells_of_deletions() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    let containerd = Containerd::start(Kind::Current, &coral, NOWHERE).await;
+    let image = &seed().await.twenty;
+    containerd.pull(image).await.unwrap();
+    let reference = format!("{UPSTREAM}/{}", image.name());
+    let api = containerd::Containerd::new(&containerd.socket).unwrap();
+    let (tells, mut told) = watch::channel(Told::default());
+    let tasks = Tasks::new();
+    tasks.spawn("listen", api.clone().listen(tells, tasks.stopping()));
+    let listening = told.wait_for(|told| told.listening);
+    tokio::time::timeout(Duration::from_mins(1), listening)
+        .await
+        .expect("it listens")
+        .unwrap();
+
+    let names = api.names().await.unwrap();
+    assert!(names.iter().any(|name| name.name == reference), "{names:?}");
+    for name in &names {
+        api.pin(name, true).await.unwrap();
+    }
+    let is_pinned = async |pinned: bool| {
+        let what = format!("the CRI says pinned: {pinned}");
+        harness::eventually(&what, Duration::from_mins(1), async || {
+            let arguments = ["inspecti", "--output", "json", &reference];
+            let shown = containerd.crictl(&arguments).await.unwrap();
+            let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+            (shown["status"]["pinned"] == pinned).then_some(())
+        })
+        .await;
+    };
+    is_pinned(true).await;
+    assert_eq!(api.unpin_all().await.unwrap(), names.len());
+    is_pinned(false).await;
+    assert!(
+        api.names()
+            .await
+            .unwrap()
+            .iter()
+            .all(|name| name.pin.is_none())
+    );
+
+    let before = told.borrow_and_update().deletions;
+    containerd.crictl(&["rmi", &reference]).await.unwrap();
+    let gone = told.wait_for(|told| told.deletions > before);
+    tokio::time::timeout(Duration::from_mins(1), gone)
+        .await
+        .expect("it is told")
+        .unwrap();
 }
 
 #[tokio::test]

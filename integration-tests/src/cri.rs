@@ -12,14 +12,17 @@ use std::time::Duration;
 
 use coral_schema::oci::{Digest, ImageReference, ManifestRef};
 use coral_schema::process::tasks::Tasks;
+use coral_warmer::cri::containerd_generated::containerd::services::events::v1::events_server::EventsServer;
+use coral_warmer::cri::containerd_generated::containerd::services::images::v1::images_server::ImagesServer;
 use coral_warmer::cri::generated::image_service_server::ImageServiceServer;
 use coral_warmer::cri::generated::runtime_service_server::RuntimeServiceServer;
 use coral_warmer::cri::generated::{AuthConfig, Container, Image};
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tonic::transport::Server;
 use tonic::{Code, Status};
 
+mod containerd;
 mod service;
 
 /// Bytes of a name in a crowd: as long as a repository may be.
@@ -66,6 +69,8 @@ pub enum Pull {
 struct World {
     state: Mutex<State>,
     released: Notify,
+    /// Names that are deleted; `None` ends subscriptions.
+    deleted: broadcast::Sender<Option<String>>,
     log: watch::Sender<Vec<String>>,
 }
 
@@ -75,6 +80,8 @@ struct State {
     /// By identifier.
     images: BTreeMap<String, Image>,
     containers: Vec<Container>,
+    /// containerd's, by name.
+    labels: BTreeMap<String, BTreeMap<String, String>>,
     /// By the spelling that is pulled.
     pulls: BTreeMap<String, Pull>,
     logins: Vec<Option<AuthConfig>>,
@@ -100,6 +107,7 @@ impl Cri {
                     ..State::default()
                 }),
                 released: Notify::new(),
+                deleted: broadcast::channel(4096).0,
                 log: watch::channel(Vec::new()).0,
             }),
             serving: None,
@@ -126,7 +134,9 @@ impl Cri {
         tasks.spawn("cri", async move {
             Server::builder()
                 .add_service(ImageServiceServer::from_arc(Arc::clone(&world)))
-                .add_service(RuntimeServiceServer::from_arc(world))
+                .add_service(RuntimeServiceServer::from_arc(Arc::clone(&world)))
+                .add_service(EventsServer::from_arc(Arc::clone(&world)))
+                .add_service(ImagesServer::from_arc(world))
                 .serve_with_incoming_shutdown(incoming, stopping.cancelled_owned())
                 .await
         });
@@ -136,6 +146,8 @@ impl Cri {
     /// Nobody listens any more; the socket's file stays and refuses.
     pub async fn close(&mut self) {
         if let Some(tasks) = self.serving.take() {
+            // Subscriptions would be waited for.
+            let _ = self.world.deleted.send(None);
             assert!(tasks.stop(PATIENCE).await, "a call was still running");
         }
     }
@@ -155,7 +167,28 @@ impl Cri {
         let mut state = self.world.state();
         let id = state.resolve(name).map(|image| image.id.clone());
         let id = id.expect("an image that is there");
-        state.images.remove(&id);
+        let image = state.images.remove(&id).expect("it was found");
+        drop(state);
+        for name in image.repo_tags.into_iter().chain(image.repo_digests) {
+            self.world.forget(name);
+        }
+        self.world.forget(id);
+    }
+
+    /// Gives a name a label of containerd's, as an administrator would.
+    pub fn label(&self, name: &str, key: &str, value: &str) {
+        let mut state = self.world.state();
+        let labels = state.labels.entry(name.to_owned()).or_default();
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Names that carry a label of containerd's, with its value.
+    pub fn labelled(&self, key: &str) -> Vec<(String, String)> {
+        let state = self.world.state();
+        let labels = state.labels.iter();
+        let found =
+            labels.filter_map(|(name, labels)| Some((name.clone(), labels.get(key)?.clone())));
+        found.collect()
     }
 
     /// Names under which an image is held, written out.
@@ -270,6 +303,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 impl World {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics with the lock")
+    }
+
+    /// A name is gone, with its labels.
+    fn forget(&self, name: String) {
+        self.state().labels.remove(&name);
+        // Nobody may be listening.
+        let _ = self.deleted.send(Some(name));
     }
 
     fn note(&self, call: String) {

@@ -11,6 +11,7 @@ use coral_schema::crd::node_cache::{ImageState, NodeImageStatus, PurgeResult};
 use coral_schema::oci::ImageReference;
 use coral_schema::process::tasks::Tasks;
 use coral_warmer::cri::Client;
+use coral_warmer::cri::containerd::{Containerd, Told};
 use coral_warmer::disk::Space;
 use coral_warmer::execute::{
     Cache, CacheUnreachable, Config, Executor, Held, Metrics, NodeState, Wishes,
@@ -68,6 +69,8 @@ pub struct Node {
     pub state: watch::Receiver<Arc<NodeState>>,
     tasks: Tasks,
     registry: Registry,
+    /// Between two looks.
+    pub look_interval: &'static str,
     /// Percent of the disk that may be used.
     pub budget: u8,
     /// Of the last wishes.
@@ -78,6 +81,16 @@ impl Node {
     /// Starts on what an earlier one left in `folder`. The disk is as full as its file `percent` says, and as busy as its
     /// file `pressure` says in the words of the kernel.
     pub fn start(cri: &Cri, folder: &Path) -> Self {
+        Self::start_with(cri, folder, None)
+    }
+
+    /// The same, with leave to use containerd's own API.
+    pub fn start_beyond_the_cri(cri: &Cri, folder: &Path) -> Self {
+        let containerd = Containerd::new(&cri.socket()).expect("a path");
+        Self::start_with(cri, folder, Some(containerd))
+    }
+
+    fn start_with(cri: &Cri, folder: &Path, containerd: Option<Containerd>) -> Self {
         let mut registry = Registry::default();
         let runtime = Arc::new(Client::new(&cri.socket(), &mut registry).expect("a path"));
         let shelf = Arc::new(Shelf(Mutex::new(Ok(Held::Absent))));
@@ -86,6 +99,7 @@ impl Node {
             imagefs: folder.to_owned(),
             measure: space,
             pressure: folder.join("pressure"),
+            containerd: containerd.clone(),
             start_spread: Duration::ZERO,
         };
         let record = Record::load(folder).expect("a folder");
@@ -94,13 +108,18 @@ impl Node {
             Executor::new(runtime, Arc::clone(&shelf) as _, config, record, metrics);
         let (wishes, receiver) = watch::channel(None);
         let tasks = Tasks::new();
-        tasks.spawn("executor", executor.run(receiver, tasks.stopping()));
+        let (tells, told) = watch::channel(Told::default());
+        if let Some(containerd) = containerd {
+            tasks.spawn("containerd", containerd.listen(tells, tasks.stopping()));
+        }
+        tasks.spawn("executor", executor.run(receiver, told, tasks.stopping()));
         Self {
             shelf,
             wishes,
             state,
             tasks,
             registry,
+            look_interval: "1s",
             budget: 100,
             generation: 0,
         }
@@ -113,7 +132,7 @@ impl Node {
             .map(|name| json!({ "ref": name, "notAfter": "2999-01-01T00:00:00Z" }))
             .collect();
         let spec: NodeCacheSpec = serde_json::from_value(json!({
-            "nodeUID": "u", "lookInterval": "1s", "images": images, "purge": purge,
+            "nodeUID": "u", "lookInterval": self.look_interval, "images": images, "purge": purge,
             "budget": { "maxUsedPercent": self.budget },
         }))
         .expect("a spec");

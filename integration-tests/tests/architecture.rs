@@ -160,11 +160,12 @@ const WARMER: Modules = &[
     (
         "execute",
         &[
-            "cri", "disk", "plan", "presence", "pressure", "purge", "record",
+            "cri", "disk", "pins", "plan", "presence", "pressure", "purge", "record",
         ],
     ),
     ("plan", &["disk", "presence", "pressure", "record"]),
     ("purge", &["cri", "presence", "record"]),
+    ("pins", &["disk", "presence"]),
     ("record", &["disk", "presence"]),
     ("presence", &["cri", "disk"]),
     ("cri", &[]),

@@ -3,8 +3,10 @@
 
 use coral_integration_tests::cri::{Cri, Kind, Pull, SHORT_NAMES};
 use coral_integration_tests::node::Node;
+use coral_integration_tests::pull::eventually;
 use coral_schema::crd::Reason;
 use coral_schema::crd::node_cache::{ImageState, PurgeResult};
+use coral_warmer::cri::containerd::Containerd;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -166,6 +168,91 @@ async fn l11_a_node_with_20_mib_of_images_is_asked_about_the_wished_ones() {
     assert!(image.pulled_by_us);
     assert!(node.state.borrow().runtime_error.is_none());
     node.stop().await;
+}
+
+/// Where containerd tells, nobody waits for the next look, also after a restart of containerd. Where it may not be asked,
+/// it is not.
+#[tokio::test]
+async fn l01_containerd_tells_of_deletions_where_it_may() {
+    let (mut cri, folder) = (Cri::start(), tempfile::tempdir().unwrap());
+    let mut node = Node::start_beyond_the_cri(&cri, folder.path());
+    node.look_interval = "1h";
+    node.wish(&wish(&["r.test/a:1"]), &[]);
+    node.image("r.test/a:1", ImageState::Ready).await;
+    node.until("listening", |state| !state.capabilities.is_empty())
+        .await;
+    cri.evict("r.test/a:1");
+    cri.called("pull r.test/a:1", 2).await;
+    node.image("r.test/a:1", ImageState::Ready).await;
+    cri.close().await;
+    node.until("deaf", |state| state.capabilities.is_empty())
+        .await;
+    cri.listen();
+    // Gone while nobody listened.
+    cri.evict("r.test/a:1");
+    cri.called("pull r.test/a:1", 3).await;
+    node.stop().await;
+
+    let (cri, _folder, mut node) = start(Kind::Containerd);
+    node.wish(&wish(&["r.test/a:1"]), &[]);
+    node.image("r.test/a:1", ImageState::Ready).await;
+    assert!(node.state.borrow().capabilities.is_empty());
+    assert_eq!(cri.count("subscribe") + cri.count("list"), 0);
+    node.stop().await;
+}
+
+/// Every name carries the pin as long as it is wished for. Nobody else's pin is touched, and none is left behind.
+#[tokio::test]
+async fn l09_pins_come_and_go() {
+    const PIN: &str = "io.cri-containerd.pinned";
+    let (cri, folder) = (Cri::start(), tempfile::tempdir().unwrap());
+    let mut node = Node::start_beyond_the_cri(&cri, folder.path());
+    cri.hold("theirs", &["r.test/theirs:1"]);
+    cri.label("r.test/theirs:1", PIN, "pinned");
+    let image =
+        |name: &str, protect: bool| json!({ "ref": name, "sizeBytes": 1, "protect": protect });
+    let pinned = |pins: usize| {
+        let cri = &cri;
+        async move {
+            eventually("the pins are so many", async || {
+                cri.labelled(PIN).len() == pins
+            })
+            .await;
+        }
+    };
+    node.wish(
+        &json!([image("r.test/a:1", true), image("r.test/theirs:1", false)]),
+        &[],
+    );
+    // The tag, the digest and the identifier.
+    pinned(4).await;
+    assert_eq!(cri.labelled("coral.dev/pinned-by").len(), 3);
+    assert!(cri.labelled(PIN).iter().all(|(_, value)| value == "pinned"));
+    cri.evict("r.test/a:1");
+    cri.called("pull r.test/a:1", 2).await;
+    pinned(4).await;
+    node.stop().await;
+
+    // Another process, which finds them there and is told otherwise.
+    let mut node = Node::start_beyond_the_cri(&cri, folder.path());
+    node.wish(&json!([image("r.test/a:1", false)]), &[]);
+    pinned(1).await;
+    assert_eq!(cri.labelled(PIN)[0].0, "r.test/theirs:1");
+    node.wish(&json!([image("r.test/a:1", true)]), &[]);
+    pinned(4).await;
+    let lists = cri.count("list");
+    let looks = cri.count("status r.test/a:1");
+    cri.called("status r.test/a:1", looks + 2).await;
+    assert_eq!(
+        cri.count("list"),
+        lists,
+        "nothing changed: nothing is asked"
+    );
+    node.stop().await;
+
+    let containerd = Containerd::new(&cri.socket()).unwrap();
+    assert_eq!(containerd.unpin_all().await.unwrap(), 3);
+    assert_eq!(cri.labelled(PIN).len(), 1);
 }
 
 /// Without a list of the containers nobody knows what is in use.

@@ -68,6 +68,7 @@ impl Node {
         let config = Config {
             node: NODE.to_owned(),
             cri_socket: self.cri.socket(),
+            containerd_api: true,
             imagefs: state.clone(),
             measure: |_| {
                 Ok(Space {
@@ -235,6 +236,8 @@ async fn l16a_a_wish_becomes_a_pull_of_that_spelling_and_a_status() -> anyhow::R
     assert_eq!(status["images"][0]["ref"], "nginx:1.27");
     assert_eq!(status["images"][0]["pulledByUs"], true);
     assert_eq!(status["runtime"]["name"], "containerd");
+    node.status(|status| status["runtime"]["capabilities"] == json!(["ImageEvents", "Pin"]))
+        .await;
     let status = node
         .status(|status| status["firstReadyTime"].is_string())
         .await;

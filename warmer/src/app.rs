@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cri::alive::{self, SocketDead};
+use crate::cri::containerd::{Containerd, Told};
 use crate::cri::{self, Version};
 use crate::disk::Space;
 use crate::execute::{self, Executor, Metrics, Wishes};
@@ -45,6 +46,8 @@ pub struct Config {
     pub node: String,
     /// Socket of the container runtime.
     pub cri_socket: PathBuf,
+    /// containerd's own API on that socket may be used.
+    pub containerd_api: bool,
     /// Folder for what must survive a restart; made if it is missing.
     pub state: PathBuf,
     /// Anything on the file system of the runtime's images.
@@ -84,6 +87,7 @@ pub struct App {
     wishes: watch::Receiver<Option<Arc<Wishes>>>,
     watch: Watch,
     executor: Executor,
+    containerd: Option<Containerd>,
     mirrors: Mirrors,
     reporter: Reporter,
 }
@@ -119,7 +123,13 @@ impl App {
         let node = config.node;
         let (watch, wishes) = Watch::new(client.clone(), node.clone(), config.state.clone()).await;
         let (mirrors, mirror) = Mirrors::new(config.mirror_config, config.probe_period);
+        let containerd = if config.containerd_api {
+            Some(Containerd::new(&config.cri_socket)?)
+        } else {
+            None
+        };
         let surroundings = execute::Config {
+            containerd: containerd.clone(),
             state: config.state,
             imagefs: config.imagefs,
             measure: config.measure,
@@ -147,6 +157,7 @@ impl App {
             wishes,
             watch,
             executor,
+            containerd,
             mirrors,
         })
     }
@@ -168,6 +179,7 @@ impl App {
             wishes,
             watch,
             executor,
+            containerd,
             mirrors,
             reporter,
         } = self;
@@ -176,7 +188,11 @@ impl App {
         tasks.spawn("watch", watch.run(stopping.clone()));
         tasks.spawn("mirror", mirrors.run(wishes.clone(), who, stopping.clone()));
         tasks.spawn("report", reporter.run(stopping.clone()));
-        tasks.spawn("execute", executor.run(wishes, stopping));
+        let (tells, told) = watch::channel(Told::default());
+        if let Some(containerd) = containerd {
+            tasks.spawn("containerd", containerd.listen(tells, stopping.clone()));
+        }
+        tasks.spawn("execute", executor.run(wishes, told, stopping));
         let serving = serve(admin, router, &tasks, &shutdown);
         let ended = tokio::select! {
             dead = alive::watch(runtime.as_ref(), &version) => Ended::SocketDead(dead),

@@ -42,11 +42,15 @@ pub struct Flags {
     /// Socket of the container runtime
     #[arg(
         long,
+        global = true,
         env = "CORAL_CRI_SOCKET",
         value_name = "FILE",
         default_value = "/run/containerd/containerd.sock"
     )]
     pub cri_socket: PathBuf,
+    /// Use containerd's own API on that socket too: evictions are noticed at once, and images can be pinned
+    #[arg(long, global = true, env = "CORAL_CONTAINERD_API")]
+    pub containerd_api: bool,
     /// Folder for what must survive a restart
     #[arg(
         long,
@@ -82,7 +86,7 @@ pub struct Flags {
 /// What to do instead of warming.
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Command {
-    /// Remove the mirror settings that a warmer wrote below --mirror-config
+    /// Remove the mirror settings that a warmer wrote below --mirror-config, and its pins with --containerd-api
     Cleanup,
 }
 
@@ -114,6 +118,7 @@ mod tests {
         assert_eq!(flags.state, PathBuf::from("/var/lib/coral-warmer"));
         assert_eq!(flags.admin_listen.to_string(), "0.0.0.0:9092");
         assert_eq!((flags.imagefs_path, flags.mirror_config), (None, None));
+        assert!(!flags.containerd_api);
     }
 
     #[test]
@@ -121,6 +126,7 @@ mod tests {
         for line in [
             "coral-warmer cleanup --mirror-config /etc/containerd/certs.d",
             "coral-warmer --mirror-config /etc/containerd/certs.d cleanup",
+            "coral-warmer cleanup --mirror-config /c --containerd-api --cri-socket /s",
         ] {
             let cli = parse(line).unwrap();
             assert!(matches!(cli.command, Some(Command::Cleanup)));

@@ -8,6 +8,18 @@ use futures::future::BoxFuture;
 
 pub mod alive;
 pub mod client;
+pub mod containerd;
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_docs,
+    unused_qualifications,
+    reason = "generated from proto/containerd/"
+)]
+#[rustfmt::skip]
+#[path = "cri/generated/containerd.rs"]
+pub mod containerd_generated;
 pub mod failure;
 #[allow(
     clippy::all,

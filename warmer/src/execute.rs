@@ -4,7 +4,7 @@
 //! a change of the spec only ends pulls that nobody wishes for any more. What must survive a restart is in the
 //! [`Record`]; all else is asked anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cri::containerd::{Containerd, Told};
 use crate::cri::{CriError, Runtime};
 use crate::disk::Space;
 use crate::plan::{Asked, Situation, Step, Wait, plan};
@@ -32,6 +33,7 @@ mod absorb;
 mod job;
 mod look;
 mod metrics;
+mod pins;
 mod remove;
 mod status;
 
@@ -44,6 +46,8 @@ use self::status::Transitions;
 const QUESTIONS: usize = 4;
 /// Nothing happens for so long at most, whatever the plan says.
 const LONGEST_SLEEP: Duration = Duration::from_mins(5);
+/// A collection goes on for a while; it is looked at once in so long.
+const SETTLED: Duration = Duration::from_secs(2);
 /// After a look that failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Whatever the spec says.
@@ -96,6 +100,8 @@ pub struct Config {
     pub measure: fn(&Path) -> io::Result<Space>,
     /// Where the kernel says how busy the disks are: [`crate::pressure::FILE`].
     pub pressure: PathBuf,
+    /// containerd's own API, where it may be used: it pins.
+    pub containerd: Option<Containerd>,
     /// New wishes start within so long, each at its own time: all nodes learn of them at once.
     pub start_spread: Duration,
 }
@@ -115,6 +121,8 @@ pub struct NodeState {
     pub runtime_error: Option<CriError>,
     /// When the node held everything for the first time.
     pub first_ready: Option<Timestamp>,
+    /// What the runtime can do beyond the CRI, and may.
+    pub capabilities: Vec<&'static str>,
 }
 
 /// See the module.
@@ -141,6 +149,10 @@ pub struct Executor {
     image_bytes: u64,
     runtime_error: Option<CriError>,
     look_at: Instant,
+    told: Told,
+    /// Names that are pinned; `None` until that is known.
+    pinned: Option<BTreeSet<String>>,
+    pin_at: Instant,
     lesson: Option<Lesson>,
     jobs: FuturesUnordered<BoxFuture<'static, Ended>>,
     state: watch::Sender<Arc<NodeState>>,
@@ -176,6 +188,9 @@ impl Executor {
             image_bytes: 0,
             runtime_error: None,
             look_at: Instant::now(),
+            told: Told::default(),
+            pinned: None,
+            pin_at: Instant::now(),
             lesson: None,
             jobs: FuturesUnordered::new(),
             state,
@@ -184,10 +199,11 @@ impl Executor {
     }
 
     /// Works until `stopping`, or until nobody can send wishes any more. `None` means that there is no `NodeCache`: pulls
-    /// end, nothing is removed.
+    /// end, nothing is removed. What containerd tells of deletions makes it look at once.
     pub async fn run(
         mut self,
         mut wishes: watch::Receiver<Option<Arc<Wishes>>>,
+        mut told: watch::Receiver<Told>,
         stopping: CancellationToken,
     ) {
         self.wish(wishes.borrow_and_update().clone());
@@ -203,6 +219,8 @@ impl Executor {
                     Err(_) => return,
                 },
                 Some(ended) = self.jobs.next() => self.ended(ended),
+                // Without containerd's own API nobody ever tells.
+                Ok(()) = told.changed() => self.hear(*told.borrow_and_update()),
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -232,6 +250,14 @@ impl Executor {
         self.wishes = wishes;
     }
 
+    /// An image goes name by name: the look comes when all of them are gone.
+    fn hear(&mut self, told: Told) {
+        if told.deletions != self.told.deletions {
+            self.look_at = self.look_at.min(Instant::now() + SETTLED);
+        }
+        self.told = told;
+    }
+
     /// One round. Returns how long nothing has to happen.
     async fn reconcile(&mut self) -> Duration {
         let Some(wishes) = self.wishes.clone() else {
@@ -243,6 +269,7 @@ impl Executor {
         self.look(spec).await;
         if self.runtime_error.is_none() {
             self.remove(spec).await;
+            self.pin(spec).await;
         }
         let now = Timestamp::now();
         let running = self

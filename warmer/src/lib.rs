@@ -15,6 +15,7 @@ pub mod disk;
 pub mod execute;
 pub mod metrics;
 pub mod mirror;
+pub mod pins;
 pub mod plan;
 pub mod presence;
 pub mod pressure;

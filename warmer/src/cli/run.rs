@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::{Cli, Command, Flags};
 use crate::app::{self, App, Ended};
+use crate::cri::containerd::Containerd;
 use crate::disk::Space;
 use crate::{metrics, mirror, pressure};
 
@@ -27,6 +28,7 @@ async fn warm(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
     let config = app::Config {
         node: flags.node_name.clone().context("--node-name is missing")?,
         cri_socket: flags.cri_socket.clone(),
+        containerd_api: flags.containerd_api,
         state: flags.state.clone(),
         imagefs: flags
             .imagefs_path
@@ -56,6 +58,14 @@ async fn warm(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
 }
 
 async fn cleanup(flags: &Flags) -> anyhow::Result<ExitCode> {
+    if flags.containerd_api {
+        let unpinned = Containerd::new(&flags.cri_socket)?.unpin_all().await;
+        let names = unpinned.context("our pins cannot be removed")?;
+        writeln!(io::stdout(), "pins of ours removed from {names} names")?;
+        if flags.mirror_config.is_none() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     let folder = flags
         .mirror_config
         .clone()

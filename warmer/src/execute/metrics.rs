@@ -20,6 +20,7 @@ pub struct Metrics {
     images: Family<StateLabel, Gauge>,
     evictions: Family<CauseLabel, Counter>,
     suppressed: Counter,
+    pinned: Gauge,
     used: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
@@ -61,6 +62,7 @@ impl Metrics {
             images: Family::default(),
             evictions: Family::default(),
             suppressed: Counter::default(),
+            pinned: Gauge::default(),
             used: Gauge::default(),
         };
         registry.register(
@@ -82,6 +84,11 @@ impl Metrics {
             "repull_suppressed",
             "Times that an image was left away because the node removed it again and again",
             metrics.suppressed.clone(),
+        );
+        registry.register(
+            "pinned_names",
+            "Names of images that are pinned because a NodeCache asks for it",
+            metrics.pinned.clone(),
         );
         registry.register(
             "imagefs_used_ratio",
@@ -107,6 +114,10 @@ impl Metrics {
         if left_away {
             self.suppressed.inc();
         }
+    }
+
+    pub(super) fn pinned(&self, names: usize) {
+        self.pinned.set(i64::try_from(names).unwrap_or(i64::MAX));
     }
 
     pub(super) fn state(&self, node: &NodeState) {

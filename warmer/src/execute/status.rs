@@ -58,6 +58,11 @@ impl Executor {
             space: self.space,
             runtime_error: self.runtime_error.clone(),
             first_ready: self.record.first_ready.as_ref().map(|first| first.time),
+            capabilities: if self.told.listening {
+                vec!["ImageEvents", "Pin"]
+            } else {
+                Vec::new()
+            },
         });
     }
 

@@ -48,7 +48,7 @@ pub(super) fn status(
     let known = runtime.map(|version| Runtime {
         name: cut(&version.name, RUNTIME),
         version: cut(&version.version, RUNTIME),
-        capabilities: Vec::new(),
+        capabilities: node.capabilities.iter().map(ToString::to_string).collect(),
     });
     NodeCacheStatus {
         observed_generation: node.generation,
