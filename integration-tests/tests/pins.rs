@@ -8,6 +8,7 @@ use coral_integration_tests::images::{Blob, Image};
 use coral_integration_tests::pull::{eventually, get, pull};
 use coral_integration_tests::registry::{UPSTREAM_NAME, configuration};
 use coral_integration_tests::upstream::{Upstream, When};
+use coral_schema::oci::Digest;
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -55,6 +56,28 @@ impl Scene {
 
     async fn sources(&self) -> Value {
         json(&get(self.cache.admin(), "/api/v1/pins", &[]).await.unwrap())
+    }
+
+    /// The digest that a client gets for the tag `pinned`.
+    async fn means(&self, headers: &[(&str, &str)]) -> Digest {
+        let path = format!("/v2/{REPOSITORY}/manifests/pinned");
+        let got = get(self.cache.address(), &path, headers).await.unwrap();
+        assert_eq!(got.status, 200);
+        Digest::sha256(&got.body)
+    }
+
+    /// What a job that asks the upstream says of an image.
+    async fn refresh(&self, image: &str) -> anyhow::Result<Value> {
+        let job = json!({ "images": [image], "refresh": true });
+        let (_, answer) = post(self.cache.admin(), "/api/v1/prefetch", &job).await?;
+        let path = format!("/api/v1/prefetch/{}", answer["id"].as_str().unwrap());
+        let mut last = Value::Null;
+        eventually("the job ends", async || {
+            last = json(&get(self.cache.admin(), &path, &[]).await.unwrap());
+            last["state"] == "done"
+        })
+        .await;
+        Ok(last["images"][0].clone())
     }
 
     async fn pull(&self, tag: &str) -> anyhow::Result<()> {
@@ -174,6 +197,44 @@ async fn a_pin_is_replaced_and_follows_its_tag() -> anyhow::Result<()> {
     scene.pull(&scene.pinned.digest().to_string()).await?;
     scene.assert_goes(&moved).await?;
     assert!(scene.holds(&scene.pinned));
+    Ok(())
+}
+
+/// `tagPolicy: Freeze`: whoever asks for the tag gets what it meant, and whoever wants to know hears what it means.
+#[tokio::test(flavor = "multi_thread")]
+async fn l12_a_frozen_tag_goes_on_meaning_what_it_meant() -> anyhow::Result<()> {
+    let mut scene = Scene::new().await?;
+    scene.pull("pinned").await?;
+    let (old, new) = (scene.pinned.clone(), image(200));
+    let tag = named(":pinned");
+    let frozen = json!([{ "ref": tag, "digest": old.digest() }]);
+    let body = json!({ "images": [tag], "frozen": frozen, "expires": in_an_hour() });
+    assert_eq!(put(scene.cache.admin(), OPERATOR, &body).await?.0, 204);
+    assert_eq!(scene.sources().await[0]["images"], 1);
+    scene.upstream.publish(REPOSITORY, "pinned", &new);
+    for restart in [false, true] {
+        if restart {
+            scene.cache.restart().await?;
+        }
+        assert_eq!(scene.means(&[]).await, old.digest());
+        let inside = [("cache-control", "only-if-cached")];
+        assert_eq!(scene.means(&inside).await, old.digest());
+        let told = scene.refresh(&tag).await?;
+        assert_eq!(told["digest"], old.digest().to_string());
+        assert_eq!(told["upstreamDigest"], new.digest().to_string());
+    }
+    scene.press().await?;
+    assert!(scene.holds(&old));
+
+    let by_digest = format!("{tag}@{}", old.digest());
+    let frozen = json!([{ "ref": by_digest, "digest": old.digest() }]);
+    let wrong = json!({ "images": [tag], "frozen": frozen, "expires": in_an_hour() });
+    let (status, answer) = put(scene.cache.admin(), OPERATOR, &wrong).await?;
+    assert_eq!(status, 400, "{answer}");
+
+    let deleted = without_body(scene.cache.admin(), Method::DELETE, OPERATOR, &[]).await?;
+    assert_eq!(deleted.status, 204);
+    assert_eq!(scene.means(&[]).await, new.digest());
     Ok(())
 }
 

@@ -23,6 +23,7 @@ use coral_schema::process::tasks::Tasks;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use self::frozen::Frozen;
 use self::holds::Holds;
 use self::memory::Memories;
 use self::touches::{Clock, Touches};
@@ -32,13 +33,14 @@ use crate::name::RepoKey;
 pub use self::eviction::{Claim, EvictionCandidate};
 pub use self::holds::Publishing;
 pub use self::images::{Image, ImageFilter};
-pub use self::pins::{MAX_PIN_SOURCES, MAX_PINS, PinSource, Pins};
+pub use self::pins::{MAX_PIN_SOURCES, MAX_PINS, PinSource, PinnedImage, Pins};
 pub use self::restore::Restored;
 
 mod blobs;
 mod columns;
 mod eviction;
 mod file;
+mod frozen;
 mod holds;
 mod images;
 mod manifests;
@@ -63,6 +65,7 @@ struct Inner {
     memory: Arc<Memories>,
     touches: Touches,
     holds: Arc<Holds>,
+    frozen: Arc<Frozen>,
     clock: Clock,
     /// Do bytes that the index finds in the store, but has no row of, need a check before they are trusted? So after a
     /// power loss, and when the file that could tell was lost.
@@ -152,6 +155,8 @@ impl Index {
         let memory = Arc::new(Memories::new());
         let clock = Clock::starting_at(touches::latest(&file)?);
         let holds = Arc::new(Holds::default());
+        let frozen = Arc::new(Frozen::default());
+        frozen.read(&file.db).map_err(file::database)?;
         let distrust = match &found.state {
             OpenState::Fresh | OpenState::Replaced(_) => true,
             OpenState::Existing { clean, same_boot } => !clean && !same_boot,
@@ -162,6 +167,7 @@ impl Index {
             memory,
             touches: Touches::default(),
             holds,
+            frozen,
             clock,
             distrust: AtomicBool::new(distrust),
         }));

@@ -209,12 +209,27 @@ pub struct PinRequest {
     /// References as in [`PrefetchRequest`]. A tag pins what it means at each moment. What is not held yet is pinned from
     /// its arrival.
     pub images: Vec<String>,
+    /// Tags that go on meaning one digest for everybody who asks this cache, whatever they mean upstream. Of several
+    /// sources that freeze one tag the first by name decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<FrozenTag>,
     /// Which children of an index; without any: all that are held.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "platforms")]
     pub platforms: Vec<Platform>,
     /// Until when; a source that still wants them says so again before. Pins survive a restart, but not the loss of the
     /// index.
     pub expires: String,
+}
+
+/// A tag that goes on meaning one digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FrozenTag {
+    /// One of the pinned images, by tag.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// What it means.
+    pub digest: Digest,
 }
 
 /// One of `GET /api/v1/pins`: who pins something now.
@@ -297,7 +312,7 @@ pub struct PrefetchImage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
     /// What the tag means upstream, where that is known to be something else: the tag has moved, and what it means now
-    /// could not be fetched.
+    /// could not be fetched, or the tag is frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_digest: Option<Digest>,
     /// Compressed length of what one node pulls: of the largest platform's image, where several are wanted.

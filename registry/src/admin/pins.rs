@@ -6,13 +6,13 @@ use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use bytes::Bytes;
-use coral_schema::admin::{PinRequest, PinSource};
+use coral_schema::admin::{FrozenTag, PinRequest, PinSource};
 use coral_schema::oci::{ImageReference, ManifestRef};
 use http::StatusCode;
 use jiff::Timestamp;
 
 use super::{Admin, Refusal};
-use crate::index::{self, IndexError, MAX_PIN_SOURCES, MAX_PINS, Pins};
+use crate::index::{self, IndexError, MAX_PIN_SOURCES, MAX_PINS, PinnedImage, Pins};
 use crate::name::RepoKey;
 
 /// Longest request body, bytes: ten thousand references, each longer than any in use.
@@ -94,10 +94,11 @@ fn pins(
 ) -> Result<Pins, Refusal> {
     let PinRequest {
         images,
+        frozen,
         platforms,
         expires,
     } = request;
-    if images.len() > MAX_IMAGES || platforms.len() > MAX_PLATFORMS {
+    if images.len() > MAX_IMAGES || frozen.len() > MAX_IMAGES || platforms.len() > MAX_PLATFORMS {
         return Err(Refusal::bad_request(format!(
             "a source pins at most {MAX_IMAGES} images for {MAX_PLATFORMS} platforms"
         )));
@@ -112,22 +113,44 @@ fn pins(
             "expires has passed: it is {now} here; to unpin, send DELETE"
         )));
     }
-    let image = |text: &String| pin(text, repository);
+    // Of equal ones the first counts.
+    let frozen = frozen.iter().map(|tag| freeze(tag, repository));
+    let images = images.iter().map(|text| pin(text, repository));
     Ok(Pins {
-        images: images.iter().map(image).collect::<Result<_, _>>()?,
+        images: frozen.chain(images).collect::<Result<_, _>>()?,
         platforms,
         until,
+    })
+}
+
+fn freeze(
+    tag: &FrozenTag,
+    repository: &dyn Fn(&ImageReference) -> Option<RepoKey>,
+) -> Result<PinnedImage, Refusal> {
+    let FrozenTag { reference, digest } = tag;
+    let image = pin(reference, repository)?;
+    if matches!(image.reference, ManifestRef::Digest(_)) {
+        let error = format!("image {reference:?}: only a tag can be frozen");
+        return Err(Refusal::bad_request(error));
+    }
+    Ok(PinnedImage {
+        frozen: Some(*digest),
+        ..image
     })
 }
 
 fn pin(
     text: &str,
     repository: &dyn Fn(&ImageReference) -> Option<RepoKey>,
-) -> Result<(RepoKey, ManifestRef), Refusal> {
+) -> Result<PinnedImage, Refusal> {
     let refuse = |why: String| Refusal::bad_request(format!("image {text:?}: {why}"));
     let image: ImageReference = text.parse().map_err(|error| refuse(format!("{error}")))?;
     let repo = repository(&image).ok_or_else(|| refuse("no registry has this name".to_owned()))?;
-    Ok((repo, image.manifest_ref()))
+    Ok(PinnedImage {
+        repo,
+        reference: image.manifest_ref(),
+        frozen: None,
+    })
 }
 
 /// Longest name of a source, bytes.
@@ -161,6 +184,7 @@ mod tests {
     fn ask(image: &str, count: usize, expires: &str) -> Result<Pins, String> {
         let request = PinRequest {
             images: vec![image.to_owned(); count],
+            frozen: Vec::new(),
             platforms: Vec::new(),
             expires: expires.to_owned(),
         };
@@ -174,7 +198,12 @@ mod tests {
     fn requests() {
         let asked = ask("nginx", 1, "2026-01-01T02:00:00+01:00").unwrap();
         let nginx = "docker.io/library/nginx".parse().unwrap();
-        assert_eq!(asked.images, [(nginx, "latest".parse().unwrap())]);
+        let pinned = PinnedImage {
+            repo: nginx,
+            reference: "latest".parse().unwrap(),
+            frozen: None,
+        };
+        assert_eq!(asked.images, [pinned]);
         assert_eq!(asked.until.to_string(), "2026-01-01T01:00:00Z");
         let later = "2027-01-01T00:00:00Z";
         assert!(ask("nginx", MAX_IMAGES, later).is_ok());

@@ -1,5 +1,7 @@
 //! What an administrator sees: repositories, images, what they take, and forgetting a repository.
 
+use std::sync::Arc;
+
 use coral_schema::oci::{Digest, Tag};
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
@@ -82,10 +84,11 @@ impl Index {
     /// Everything about this repository but its blobs, which others may have, too.
     pub async fn forget_repository(&self, repo: &RepoKey) -> Result<(), IndexError> {
         let name = repo.to_string();
+        let frozen = Arc::clone(&self.0.frozen);
         let write = move |db: &Connection| {
-            FORGET
-                .iter()
-                .try_for_each(|sql| db.execute(sql, [&name]).map(drop))
+            let mut all = FORGET.iter();
+            all.try_for_each(|sql| db.execute(sql, [&name]).map(drop))?;
+            frozen.read(db)
         };
         let written = self.0.worker.call(write).await;
         self.0.memory.forget_repositories();

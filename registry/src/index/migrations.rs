@@ -6,7 +6,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Steps to the current tables. Append only; a released step never changes.
-pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2];
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3];
 
 /// A file from a newer program has seen more steps than there are.
 pub(super) fn is_newer(version: usize) -> bool {
@@ -151,6 +151,11 @@ CREATE TABLE pins (
 ) STRICT, WITHOUT ROWID;
 ";
 
+const STEP_3: &str = "
+ALTER TABLE pins ADD COLUMN frozen BLOB;  -- the digest that a tag is held at
+CREATE INDEX pins_frozen ON pins (source) WHERE frozen IS NOT NULL;
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,7 +168,10 @@ mod tests {
             .iter()
             .map(|step| Digest::sha256(step.as_bytes()).hex()[..16].to_owned())
             .collect();
-        assert_eq!(seen, ["ccf70813650ca28d", "afafb40645e671a0"]);
+        assert_eq!(
+            seen,
+            ["ccf70813650ca28d", "afafb40645e671a0", "6ee10a0b5c2423b2"]
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! its loss a source has to renew them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use coral_schema::oci::manifest::ChildKind;
 use coral_schema::oci::{Digest, ManifestRef, Platform};
@@ -19,11 +20,22 @@ use crate::name::RepoKey;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
     /// Which images.
-    pub images: Vec<(RepoKey, ManifestRef)>,
+    pub images: Vec<PinnedImage>,
     /// Which children of an index; without any: all.
     pub platforms: Vec<Platform>,
     /// Until when.
     pub until: Timestamp,
+}
+
+/// One image of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedImage {
+    /// Its repository.
+    pub repo: RepoKey,
+    /// Which manifest.
+    pub reference: ManifestRef,
+    /// What the tag means from now on for everybody who asks: see [`Index::frozen`].
+    pub frozen: Option<Digest>,
 }
 
 /// A source that pins something.
@@ -42,7 +54,7 @@ impl Index {
     /// would be more than [`MAX_PIN_SOURCES`] sources or [`MAX_PINS`] images in all.
     pub async fn pin(&self, source: &str, pins: Pins) -> Result<bool, IndexError> {
         let source = source.to_owned();
-        let now = from_time(self.now());
+        let (now, frozen) = (from_time(self.now()), Arc::clone(&self.0.frozen));
         let write = move |db: &Connection| {
             db.execute(DELETE_EXPIRED, [now])?;
             let room = db.query_row(COUNT_OTHERS, [&source], |row| {
@@ -51,6 +63,7 @@ impl Index {
             })?;
             if room {
                 replace(db, &source, &pins)?;
+                frozen.read(db)?;
             }
             Ok(room)
         };
@@ -60,7 +73,11 @@ impl Index {
     /// `source` pins nothing any more.
     pub async fn unpin(&self, source: &str) -> Result<(), IndexError> {
         let source = source.to_owned();
-        let write = move |db: &Connection| db.execute(DELETE, [&source]).map(drop);
+        let frozen = Arc::clone(&self.0.frozen);
+        let write = move |db: &Connection| {
+            db.execute(DELETE, [&source])?;
+            frozen.read(db)
+        };
         self.0.worker.call(write).await
     }
 
@@ -94,8 +111,10 @@ fn replace(db: &Connection, source: &str, pins: &Pins) -> rusqlite::Result<()> {
     db.execute(DELETE, [source])?;
     db.execute(INSERT_SOURCE, (source, from_time(pins.until), platforms))?;
     let mut statement = db.prepare_cached(INSERT)?;
-    for (repo, reference) in &pins.images {
-        statement.execute((source, repo.to_string(), reference.to_string()))?;
+    for image in &pins.images {
+        let (repo, reference) = (image.repo.to_string(), image.reference.to_string());
+        let frozen = image.frozen.as_ref().map(Digest::bytes);
+        statement.execute((source, repo, reference, frozen))?;
     }
     Ok(())
 }
@@ -130,7 +149,7 @@ pub(super) fn pinned(db: &Connection, now: Timestamp) -> rusqlite::Result<HashSe
     Ok(pinned)
 }
 
-/// What a pin means now; `None` for a tag that is not known.
+/// What a pin means now, or is frozen at; `None` for a tag that is not known.
 fn root(row: &Row<'_>) -> rusqlite::Result<Option<Digest>> {
     match columns::parsed(row, 2)? {
         ManifestRef::Digest(digest) => Ok(Some(digest)),
@@ -184,14 +203,15 @@ SELECT (SELECT COUNT(*) FROM pin_sources WHERE source <> ?1), (SELECT COUNT(*) F
 const INSERT_SOURCE: &str =
     "INSERT INTO pin_sources (source, until, platforms) VALUES (?1, ?2, ?3)";
 
-const INSERT: &str = "INSERT OR IGNORE INTO pins (source, repo, reference) VALUES (?1, ?2, ?3)";
+const INSERT: &str =
+    "INSERT OR IGNORE INTO pins (source, repo, reference, frozen) VALUES (?1, ?2, ?3, ?4)";
 
 const SELECT_SOURCES: &str = "
 SELECT source, (SELECT COUNT(*) FROM pins p WHERE p.source = s.source), until
 FROM pin_sources s WHERE until > ?1 ORDER BY source";
 
 const SELECT_ROOTS: &str = "
-SELECT s.platforms, p.repo, p.reference, t.digest
+SELECT s.platforms, p.repo, p.reference, COALESCE(p.frozen, t.digest)
 FROM pin_sources s JOIN pins p ON p.source = s.source LEFT JOIN tags t ON t.repo = p.repo AND t.tag = p.reference
 WHERE s.until > ?1 ORDER BY s.platforms, p.repo";
 
@@ -272,7 +292,14 @@ mod tests {
     }
 
     fn pin(db: &Connection, source: &str, references: &[&str], platforms: &[&str], until: i64) {
-        let image = |reference: &&str| (REPO.parse().unwrap(), reference.parse().unwrap());
+        let image = |text: &&str| {
+            let (reference, frozen) = text.split_once('=').unwrap_or((text, ""));
+            PinnedImage {
+                repo: REPO.parse().unwrap(),
+                reference: reference.parse().unwrap(),
+                frozen: (!frozen.is_empty()).then(|| digest(frozen)),
+            }
+        };
         let pins = Pins {
             images: references.iter().map(image).collect(),
             platforms: platforms.iter().map(|text| text.parse().unwrap()).collect(),
@@ -324,6 +351,14 @@ mod tests {
         let amd = ["amd", "amd config", "amd layer"];
         assert_eq!(names(&db, 9), [amd, other].concat());
         assert!(pinned(&db, at(9)).unwrap().contains(&digest("amd layer")));
+    }
+
+    #[test]
+    fn a_frozen_tag_holds_what_it_is_frozen_at() {
+        let db = filled();
+        pin(&db, "a", &["latest=other"], &[], 10);
+        let other = ["other", "other config", "other layer"];
+        assert_eq!(names(&db, 9), other, "and not what it means");
     }
 
     #[test]

@@ -26,6 +26,9 @@ impl Puller {
         let digest = match reference {
             ManifestRef::Digest(digest) => *digest,
             ManifestRef::Tag(tag) => {
+                if let Some(frozen) = self.0.index.frozen(cap.repo(), tag) {
+                    return self.held(cap, &frozen, want).await;
+                }
                 let row = known(self.0.index.tag(cap.repo(), tag).await)?;
                 let on_missing = cap.upstream().policy.on_missing;
                 if row.missing_since.is_some() && on_missing == OnMissing::Refuse {

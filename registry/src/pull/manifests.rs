@@ -54,6 +54,9 @@ impl Puller {
         tag: &Tag,
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
+        if let Some(frozen) = self.0.index.frozen(cap.repo(), tag) {
+            return self.by_digest(cap, &frozen, want).await;
+        }
         let Some(row) = known(self.0.index.tag(cap.repo(), tag).await) else {
             return self.ask(cap, &ManifestRef::Tag(tag.clone()), want).await;
         };

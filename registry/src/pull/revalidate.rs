@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coral_schema::oci::{ManifestRef, Tag};
+use coral_schema::oci::{Digest, ManifestRef, Tag};
 use futures::FutureExt as _;
 
 use super::failure::{interrupted, pull_error};
@@ -43,10 +43,37 @@ impl Puller {
     /// A tag as the upstream has it now, however fresh it is here; what is held when the upstream cannot be asked.
     pub async fn refreshed(&self, cap: &ReadCap, tag: &Tag) -> Result<ManifestAnswer, PullError> {
         self.0.remember(cap.repo()).await;
+        if let Some(frozen) = self.0.index.frozen(cap.repo(), tag) {
+            return self.frozen(cap, tag, frozen).await;
+        }
         match known(self.0.index.tag(cap.repo(), tag).await) {
             Some(row) => self.revalidated(cap, tag, row, Want::Body).await,
             None => self.fetch(cap, &ManifestRef::Tag(tag.clone())).await,
         }
+    }
+
+    /// What a pin holds the tag at, and what it means upstream, if that is something else. The tag does not move.
+    async fn frozen(
+        &self,
+        cap: &ReadCap,
+        tag: &Tag,
+        at: Digest,
+    ) -> Result<ManifestAnswer, PullError> {
+        let mut answer = self.by_digest(cap, &at, Want::Body).await?;
+        let Some(row) = known(self.0.index.tag(cap.repo(), tag).await) else {
+            return Ok(answer);
+        };
+        let means = match self.check(cap, tag, &row).await {
+            Verdict::Confirmed => Some(row.digest),
+            Verdict::Moved { head, .. } => head.digest,
+            Verdict::Missing => None,
+            Verdict::Refused(error) | Verdict::Unknown(error) => {
+                answer.warning = Some(format!("the upstream could not be asked: {error}"));
+                None
+            }
+        };
+        answer.moved_to = means.filter(|digest| *digest != at);
+        Ok(answer)
     }
 
     /// Answers a tag that is held but not fresh.
