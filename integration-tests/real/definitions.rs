@@ -138,15 +138,15 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
         ),
         field(
             "refresh",
-            json!({ "tagPolicy": "Keep" }),
             json!({ "tagPolicy": "Follow" }),
-            "tagPolicy: Follow",
+            json!({ "tagPolicy": "Chase" }),
+            "tagPolicy",
         ),
         field(
             "refresh",
-            json!({ "interval": "1h30m" }),
-            json!({ "tagPolicy": "Freeze" }),
-            "tagPolicy: Follow and Freeze",
+            json!({ "interval": "1h30m", "tagPolicy": "Freeze" }),
+            json!({ "interval": "90 minutes" }),
+            "interval",
         ),
         field(
             "rollout",

@@ -79,6 +79,7 @@ fn decide(
         cache,
         previous: None,
         verdicts: None,
+        status: None,
         now: Timestamp::now(),
         uptime: Duration::ZERO,
     };

@@ -175,6 +175,7 @@ impl World {
             cache: &self.cache,
             previous: self.wishes.of(&object.key),
             verdicts: self.wishes.verdicts(&object.key),
+            status: self.statuses.get(&object.key),
             now: self.now,
             uptime: self.uptime,
         };
@@ -306,6 +307,33 @@ impl World {
         image.state = state;
         image.reason = (state == ImageState::Failed).then_some(Reason::NotFound);
         image.last_transition = Some(Time(now));
+    }
+
+    /// The cache holds other content under the name from now on.
+    pub(crate) fn moved(&mut self, reference: &str, content: &str) -> String {
+        self.cached(reference);
+        let image = self.cache.images.get_mut(reference).unwrap();
+        let digest = Digest::sha256(content.as_bytes());
+        image.digest = Some(digest);
+        digest.to_string()
+    }
+
+    /// The node pulled what it was sent for, and got this.
+    pub(crate) fn pulled(&mut self, name: &str, reference: &str, digest: &str) {
+        let mut told = self.stored[name].spec.images.iter();
+        let revision = told.find(|it| it.reference == reference).unwrap().revision;
+        self.say(name, reference, ImageState::Ready);
+        let mut images = self.answer(name).images.iter_mut();
+        let image = images.find(|it| it.reference == reference).unwrap();
+        image.digest = Some(digest.to_owned());
+        image.revision = revision;
+    }
+
+    /// Revision and digest that a node was sent for.
+    pub(crate) fn sent(&self, name: &str, reference: &str) -> (u64, Option<&str>) {
+        let mut told = self.stored[name].spec.images.iter();
+        let image = told.find(|it| it.reference == reference).unwrap();
+        (image.revision, image.digest.as_deref())
     }
 
     /// The same, if the node was told of the image.

@@ -86,6 +86,15 @@ fn schema_hash(definition: &CustomResourceDefinition) -> String {
     Digest::sha256(&content).hex()[..16].to_owned()
 }
 
+/// Numbers that are not written when they say nothing.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// Bounds for types that others define: every list and every text that states none.
 fn bounded(schema: &mut Schema) {
     if let Some(object) = schema.as_object_mut() {

@@ -3,7 +3,7 @@
 //! What was granted, and what became of it, is read back from the `NodeCache`s (and from the last wishes, which may not
 //! have got there yet); nothing else is remembered. A grant stays. A node takes one of the object's slots from a grant
 //! until the image is Ready there, or failed once, or the node is not Ready, or says nothing for ten minutes. What a node
-//! repairs or tries again takes none.
+//! repairs or tries again takes none. Newer content of a tag that is followed is granted anew, as a raised revision.
 //!
 //! | Part | Decides |
 //! |---|---|
@@ -15,7 +15,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use coral_schema::crd::node_cache::NodeRegistryPolicy;
+use coral_schema::admin::PrefetchState;
+use coral_schema::crd::image_cache::TagPolicy;
+use coral_schema::crd::node_cache::{NodeImage, NodeImageStatus, NodeRegistryPolicy};
 use coral_schema::oci::Platform;
 
 use super::dereference::{NodeFacts, Surroundings};
@@ -173,13 +175,14 @@ fn plans(
 ) -> Vec<NodePlan> {
     let previous = Previous::new(object, around.previous);
     let partial = partial(object, around);
+    let followed = followed(object, around);
     let mut by_mask: HashMap<u16, Vec<(usize, u16)>> = HashMap::new();
     let plans = masks.values().map(|(node, mask)| {
         let images = by_mask
             .entry(*mask)
             .or_insert_with(|| images_of(object, *mask));
         let before = previous.at(&node.name);
-        let left_out = left_out(around, &node.name);
+        let (left_out, overruled) = said(around, &node.name);
         let lacks = |image: usize| {
             let mut missing = partial.iter().filter(|(index, _)| *index == image);
             missing.any(|(_, missing)| node.platform().is_some_and(|own| missing.contains(&own)))
@@ -187,14 +190,20 @@ fn plans(
         let mut walk = node.walk();
         let pairs = images.iter().map(|&(image, sets)| {
             let spelling = &*object.images[image].spelling;
+            let found = walk.find(spelling);
+            // What another object decides is not followed.
+            let follows = object.tag_policy == TagPolicy::Follow && !overruled.contains(&spelling);
             let wish = before.as_ref().and_then(|before| before[image]);
-            let (grant, progress) = progress::look(node, walk.find(spelling), wish, around);
+            let wish = wish.filter(|wish| !wish.follows || follows);
+            let (grant, progress) = progress::look(node, found, wish, around);
+            let newest = followed[image].as_deref().filter(|_| follows);
             Pair {
                 image,
                 sets,
                 grant,
                 progress: match progress {
                     _ if left_out.contains(&spelling) => Progress::LeftOut,
+                    Progress::Ready if is_outdated(found, newest) => Progress::Outdated(Wait::Slot),
                     Progress::Ready => Progress::Ready,
                     _ if lacks(image) => Progress::NoPlatform,
                     progress => progress,
@@ -239,15 +248,44 @@ fn partial<'a>(
     images.filter(|(_, missing)| !missing.is_empty()).collect()
 }
 
-fn left_out<'a>(around: &Surroundings<'a>, node: &str) -> Vec<&'a str> {
+/// Images that the node's list left out, and those that another object decides there.
+fn said<'a>(around: &Surroundings<'a>, node: &str) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (mut left_out, mut overruled) = (Vec::new(), Vec::new());
     let said = around.verdicts.and_then(|nodes| nodes.get(node));
-    said.into_iter()
-        .flatten()
-        .filter_map(|verdict| match verdict {
-            Verdict::LeftOut { reference } => Some(&**reference),
-            Verdict::Conflict { .. } => None,
-        })
-        .collect()
+    for verdict in said.into_iter().flatten() {
+        match verdict {
+            Verdict::LeftOut { reference } => left_out.push(&**reference),
+            Verdict::Conflict { reference, .. } => overruled.push(&**reference),
+        }
+    }
+    (left_out, overruled)
+}
+
+/// What each tag means that is followed, once the cache has its manifests: nodes are not sent for less.
+fn followed(object: &ValidatedImageCache, around: &Surroundings<'_>) -> Vec<Option<String>> {
+    let images = object.images.iter().map(|image| {
+        let is_tag = object.tag_policy == TagPolicy::Follow && image.reference.digest.is_none();
+        let progress = around.cache.images.get(&*image.spelling).filter(|_| is_tag);
+        let there = |state| matches!(state, PrefetchState::Running | PrefetchState::Done);
+        let digest = progress.filter(|progress| there(progress.state))?.digest?;
+        Some(digest.to_string())
+    });
+    images.collect()
+}
+
+/// Does the node hold other content, without having been sent for this one? A node that was, and came back with something
+/// else, is not sent again for the same: it would go on for ever.
+fn is_outdated(
+    (stored, report): (Option<&NodeImage>, Option<&NodeImageStatus>),
+    newest: Option<&str>,
+) -> bool {
+    let held = report.and_then(|report| report.digest.as_deref());
+    let Some((newest, held)) = newest.zip(held) else {
+        return false;
+    };
+    let was_sent =
+        stored.is_some_and(|image| image.revision > 0 && image.digest.as_deref() == Some(newest));
+    held != newest && !was_sent
 }
 
 /// The last wishes, whose images may be other ones than those of the spec now.

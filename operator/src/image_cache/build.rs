@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use coral_schema::admin::PrefetchRequest;
+use coral_schema::admin::{FrozenTag, PrefetchRequest};
+use coral_schema::crd::image_cache::TagPolicy;
 use coral_schema::oci::Platform;
 
 use super::assign::Assignment;
@@ -22,9 +23,10 @@ pub fn build(
     around: &Surroundings<'_>,
     due: Due,
 ) -> Resources<Prepared> {
+    let wishes = wishes(object, assignment, around);
     Resources {
-        wishes: wishes(object, assignment, around),
-        cache: cache(object, assignment, around, &due),
+        cache: cache(object, assignment, around, &due, &wishes),
+        wishes,
         due,
         state: PhantomData,
     }
@@ -43,6 +45,7 @@ fn wishes(
                 sets: pair.sets,
                 policy: grant.policy,
                 revision: grant.revision,
+                follows: object.tag_policy == TagPolicy::Follow,
             })
         });
         pairs.collect()
@@ -58,6 +61,7 @@ fn wishes(
         priority: object.priority,
         purge: object.purge,
         on_eviction: object.on_eviction,
+        tag_policy: object.tag_policy,
         retry: object.retry.clone(),
         sets: object
             .sets
@@ -76,7 +80,7 @@ fn wishes(
 }
 
 /// What is known of the images: by the cache, else from before, so that an operator that starts, or a cache that is away,
-/// does not rewrite the specs of all nodes.
+/// does not change its mind. A frozen tag means what it meant first.
 fn known(
     object: &ValidatedImageCache,
     assignment: &Assignment,
@@ -86,23 +90,30 @@ fn known(
         .previous
         .into_iter()
         .flat_map(|wishes| &wishes.images);
-    let mut before: HashMap<&str, (Option<String>, Option<u64>)> = before
+    let mut before: HashMap<&str, Known> = before
         .map(|image| (&*image.reference, (image.digest.clone(), image.size_bytes)))
         .collect();
     if around.previous.is_none() {
+        let said = around.status.into_iter().flat_map(|status| &status.entries);
+        let said = said.filter(|entry| entry.digest.is_some());
+        before.extend(said.map(|entry| {
+            let known = (entry.digest.clone(), entry.size_bytes);
+            (entry.reference.as_str(), known)
+        }));
         stored(object, assignment, &mut before);
     }
     let images = object.images.iter().map(|image| {
         let progress = around.cache.images.get(&*image.spelling);
-        let (digest, size_bytes) = match progress.and_then(|progress| progress.digest) {
-            Some(digest) => (
-                Some(digest.to_string()),
-                progress
-                    .map(|progress| progress.size_bytes)
-                    .filter(|size| *size > 0),
-            ),
-            None => before.remove(&*image.spelling).unwrap_or_default(),
-        };
+        let now = progress.and_then(|progress| {
+            let size = Some(progress.size_bytes).filter(|size| *size > 0);
+            Some((Some(progress.digest?.to_string()), size))
+        });
+        let before = before.remove(&*image.spelling);
+        let frozen = before.as_ref().filter(|(digest, _)| {
+            let now = now.as_ref().and_then(|(digest, _)| digest.as_ref());
+            image.is_frozen(object.tag_policy) && digest.is_some() && digest.as_ref() != now
+        });
+        let (digest, size_bytes) = frozen.cloned().or(now).or(before).unwrap_or_default();
         ImageWish {
             reference: Arc::clone(&image.spelling),
             digest,
@@ -112,11 +123,14 @@ fn known(
     images.collect()
 }
 
+/// Digest and size.
+type Known = (Option<String>, Option<u64>);
+
 /// What nodes were told, by the first node that was told anything of an image: all were told the same.
 fn stored<'a>(
     object: &'a ValidatedImageCache,
     assignment: &Assignment,
-    known: &mut HashMap<&'a str, (Option<String>, Option<u64>)>,
+    known: &mut HashMap<&'a str, Known>,
 ) {
     for plan in &assignment.nodes {
         if known.len() == object.images.len() {
@@ -138,10 +152,12 @@ fn cache(
     assignment: &Assignment,
     around: &Surroundings<'_>,
     due: &Due,
+    wishes: &ObjectWishes,
 ) -> CacheRequests {
-    let pins = |images: Vec<String>| Pins {
+    let pins = |images: Vec<String>, frozen: Vec<FrozenTag>| Pins {
         source: pin_source(&object.key.namespace, &object.key.name),
         images,
+        frozen,
         expires: around
             .now
             .saturating_add(Pins::LIFETIME)
@@ -150,7 +166,7 @@ fn cache(
     if object.deleted.is_some() {
         return CacheRequests {
             prefetch: Vec::new(),
-            pins: pins(Vec::new()),
+            pins: pins(Vec::new(), Vec::new()),
         };
     }
     let mut by_platforms: BTreeMap<Vec<Platform>, Vec<String>> = BTreeMap::new();
@@ -173,9 +189,20 @@ fn cache(
             refresh: *due != Due::No,
         });
     let all = object.images.iter();
+    let frozen = all.clone().zip(&wishes.images).filter_map(|(image, wish)| {
+        let digest = wish.digest.as_ref()?.parse().ok()?;
+        image.is_frozen(object.tag_policy).then(|| FrozenTag {
+            reference: image.spelling.to_string(),
+            digest,
+        })
+    });
+    let frozen = frozen.collect();
     CacheRequests {
         prefetch: jobs.collect(),
-        pins: pins(all.map(|image| image.spelling.to_string()).collect()),
+        pins: pins(
+            all.map(|image| image.spelling.to_string()).collect(),
+            frozen,
+        ),
     }
 }
 

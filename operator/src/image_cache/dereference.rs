@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::admin::PrefetchImage;
-use coral_schema::crd::PAUSED_ANNOTATION;
 use coral_schema::crd::node_cache::{NodeCache, NodeCacheStatus, NodeImage, NodeImageStatus};
+use coral_schema::crd::{ImageCacheStatus, PAUSED_ANNOTATION};
 use coral_schema::oci::Platform;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -33,6 +33,8 @@ pub struct Surroundings<'a> {
     pub previous: Option<&'a ObjectWishes>,
     /// What nodes' lists said to it.
     pub verdicts: Option<&'a NodeVerdicts>,
+    /// What was last said of it.
+    pub status: Option<&'a ImageCacheStatus>,
     /// Wall clock.
     pub now: Timestamp,
     /// How long this process runs; the scale of [`NodeFacts::unanswered_since`]. Never steps.

@@ -2,10 +2,12 @@
 //!
 //! The registry is asked to fetch the images with `refresh`: it asks the upstreams what each tag means now, and fetches
 //! what it lacks. With `tagPolicy: Keep` no revision is raised: nodes look at what they hold in their own rhythm
-//! (`lookInterval`) and pull only what is absent; what they hold under another digest than the cache is Drifted.
+//! (`lookInterval`) and pull only what is absent; what they hold under another digest than the cache is Drifted. With
+//! `Follow` the newer content is granted anew, in waves. With `Freeze` the registry only says what the tag means upstream.
 //!
-//! Whoever asks by annotation wants another try as well: images whose pulls failed on nodes, or that the nodes keep
-//! removing, get a raised revision there, which starts the count of `retry.limit` anew and ends a pause.
+//! Whoever asks by annotation wants another try as well: images whose pulls failed on nodes, that the nodes keep removing,
+//! or that are something else than what is followed, get a raised revision there, which starts the count of `retry.limit`
+//! anew and ends a pause.
 //!
 //! A request by annotation is handled when its value differs from `status.lastHandledRefresh` (L24): nothing is deleted
 //! that whoever keeps objects as they stand in a repository would put back.
@@ -13,10 +15,11 @@
 use std::time::Duration;
 
 use coral_schema::crd::ImageCacheStatus;
+use coral_schema::crd::image_cache::TagPolicy;
 use coral_schema::crd::node_cache::ImageState;
 use jiff::Timestamp;
 
-use super::assign::Assignment;
+use super::assign::{Assignment, Progress};
 use super::validate::ValidatedImageCache;
 use crate::node_cache::wishes::ObjectWishes;
 
@@ -67,19 +70,29 @@ pub fn next(
     last.checked_add(interval).ok()
 }
 
-/// Raises the revision of every image whose pull failed on a node, or that the node removed, as its warmer last
-/// reported. For the one round in which a request counts as handled.
+/// Raises the revision of every image whose pull failed on a node, that the node removed, or that is not what is followed,
+/// as its warmer last reported. For the one round in which a request counts as handled.
 pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
+    let follows = wishes.tag_policy == TagPolicy::Follow;
     for plan in &assignment.nodes {
         let Some(told) = wishes.nodes.get_mut(&plan.node.name) else {
             continue;
         };
         for wish in told {
-            let spelling = &wishes.images[wish.image].reference;
-            let report = plan.node.reported(spelling);
-            if report.is_some_and(|report| {
-                matches!(report.state, ImageState::Failed | ImageState::Evicted)
-            }) {
+            let image = &wishes.images[wish.image];
+            let Some(report) = plan.node.reported(&image.reference) else {
+                continue;
+            };
+            let mut pairs = plan.pairs.iter().filter(|pair| pair.image == wish.image);
+            // It gets its turn.
+            let outdated = pairs.any(|pair| matches!(pair.progress, Progress::Outdated(_)));
+            let another = report.digest.is_some() && report.digest != image.digest;
+            let again = match report.state {
+                ImageState::Failed | ImageState::Evicted => true,
+                ImageState::Ready => follows && another && !outdated,
+                _ => false,
+            };
+            if again {
                 wish.revision += 1;
             }
         }

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use coral_schema::admin::PrefetchRequest;
+use coral_schema::admin::{FrozenTag, PrefetchRequest};
 use jiff::Timestamp;
 
 use super::assign::Assignment;
@@ -49,6 +49,8 @@ pub struct Pins {
     pub source: String,
     /// References as the spec spells them.
     pub images: Vec<String>,
+    /// Tags among them that go on meaning what they meant first (`tagPolicy: Freeze`).
+    pub frozen: Vec<FrozenTag>,
     /// Until when; [`Pins::LIFETIME`] from now on. Renew it after half of that.
     pub expires: Timestamp,
 }

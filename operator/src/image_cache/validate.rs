@@ -46,6 +46,8 @@ pub struct ValidatedImageCache {
     pub refresh_interval: Option<Duration>,
     /// Never `Unknown`.
     pub on_eviction: OnEviction,
+    /// What happens when a tag means something else upstream; never `Unknown`.
+    pub tag_policy: TagPolicy,
     /// How many nodes pull at once.
     pub concurrency: Concurrency,
     /// A set waits for the one before it.
@@ -78,6 +80,13 @@ pub struct ValidatedImage {
     pub spelling: Arc<str>,
     /// What it means.
     pub reference: ImageReference,
+}
+
+impl ValidatedImage {
+    /// Does it go on meaning what it meant first?
+    pub fn is_frozen(&self, policy: TagPolicy) -> bool {
+        policy == TagPolicy::Freeze && self.reference.digest.is_none()
+    }
 }
 
 /// How many nodes pull at once.
@@ -191,6 +200,7 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         policy: spec.registry_policy,
         refresh_interval: spec.refresh.interval.map(|interval| interval.0),
         on_eviction: spec.refresh.on_eviction,
+        tag_policy: spec.refresh.tag_policy,
         concurrency,
         sequential: spec.rollout.order == RolloutOrder::Sequential,
         priority: spec.rollout.priority,
@@ -240,8 +250,6 @@ fn words(spec: &ImageCacheSpec, mistakes: &mut Mistakes) {
         "spec.retention.deletionPolicy",
         mistakes,
     );
-    let follows = matches!(refresh.tag_policy, TagPolicy::Follow | TagPolicy::Freeze);
-    mistakes.unsupported(follows, "spec.refresh.tagPolicy");
     mistakes.unsupported(spec.rollout.window.is_some(), "spec.rollout.window");
     mistakes.unsupported(spec.image_pull_secrets.is_some(), "spec.imagePullSecrets");
     mistakes.unsupported(spec.scheduling.is_some(), "spec.scheduling");

@@ -101,6 +101,7 @@ fn node(
         let text = match pair.progress {
             Progress::Ready => continue,
             Progress::NotGranted(wait) => format!("waits: {}", why(wait)),
+            Progress::Outdated(wait) => format!("holds older content; waits: {}", why(wait)),
             Progress::LeftOut => "left out: the node's list is full".to_owned(),
             Progress::NoPlatform => "left out: it has no image for the node's platform".to_owned(),
             Progress::Waiting(_) => format!("told; {}", said(report, "waits for its turn")),

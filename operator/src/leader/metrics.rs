@@ -50,6 +50,7 @@ enum State {
     Cached,
     Ready,
     Failed,
+    Drifted,
 }
 
 /// Images of one object, or of all: an image on a node counts once per node.
@@ -63,6 +64,8 @@ pub(super) struct Images {
     pub(super) ready: i64,
     /// On nodes, not held since a pull failed.
     pub(super) failed: i64,
+    /// On nodes, with other content than the name means.
+    pub(super) drifted: i64,
 }
 
 impl Metrics {
@@ -103,7 +106,7 @@ impl Metrics {
         );
         registry.register(
             "images",
-            "Images of all ImageCaches: wanted and cached ones, and on nodes, per node, ready and failed ones",
+            "Images of all ImageCaches: wanted and cached ones, and on nodes, per node, ready, failed and drifted ones",
             m.images.clone(),
         );
         registry.register(
@@ -136,12 +139,14 @@ impl Metrics {
             cached: sum.cached + it.cached,
             ready: sum.ready + it.ready,
             failed: sum.failed + it.failed,
+            drifted: sum.drifted + it.drifted,
         });
         for (state, count) in [
             (State::Wanted, sum.wanted),
             (State::Cached, sum.cached),
             (State::Ready, sum.ready),
             (State::Failed, sum.failed),
+            (State::Drifted, sum.drifted),
         ] {
             self.images.get_or_create(&StateLabel { state }).set(count);
         }

@@ -86,6 +86,10 @@ impl Leader {
             cache,
             previous: self.wishes.of(key),
             verdicts: self.wishes.verdicts(key),
+            status: self.statuses.get(key).or_else(|| {
+                let object = self.world.objects.get(&key.namespace, &key.name)?;
+                object.status.as_ref()
+            }),
             now: Timestamp::now(),
             uptime: self.world.uptime(now),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coral_schema::crd::image_cache::Entry;
 use coral_schema::crd::{ConditionType, ImageCache, ImageCacheStatus, Reason};
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -124,17 +125,13 @@ impl Leader {
 fn images(status: &ImageCacheStatus) -> Images {
     let entries = &status.entries;
     let cached = entries.iter().filter(|entry| entry.cached).count();
+    let sum = |count: fn(&Entry) -> u32| entries.iter().map(|entry| i64::from(count(entry))).sum();
     Images {
         wanted: i64::from(status.images),
         cached: i64::try_from(cached).unwrap_or(i64::MAX),
-        ready: entries
-            .iter()
-            .map(|entry| i64::from(entry.ready_nodes))
-            .sum(),
-        failed: entries
-            .iter()
-            .map(|entry| i64::from(entry.failed_nodes))
-            .sum(),
+        ready: sum(|entry| entry.ready_nodes),
+        failed: sum(|entry| entry.failed_nodes),
+        drifted: sum(|entry| entry.drifted_nodes),
     }
 }
 

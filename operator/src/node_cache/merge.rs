@@ -69,7 +69,10 @@ pub fn merge(node: &str, wishes: &Wishes, around: &Circumstances<'_>) -> Merged 
     let before = stored.map_or(&[][..], |stored| &stored.spec.images);
     for image in before {
         match candidates.get_mut(image.reference.as_str()) {
-            Some(candidate) => candidate.keep_owners(image, wishes),
+            Some(candidate) => {
+                candidate.keep_owners(image, wishes);
+                candidate.stored = (image.digest.as_ref(), image.revision);
+            }
             None => departures.add(image, wishes, around),
         }
     }
@@ -108,6 +111,8 @@ struct Candidate<'a> {
     wishes: Vec<(&'a ObjectWishes, NodeWish)>,
     /// Owners in the stored object that cannot be evaluated now.
     kept: Vec<String>,
+    /// Digest and revision in the stored object.
+    stored: (Option<&'a String>, u64),
 }
 
 /// Smaller decides.
@@ -126,6 +131,7 @@ fn collect<'a>(node: &str, wishes: &'a Wishes) -> BTreeMap<&'a str, Candidate<'a
                 reference,
                 wishes: Vec::new(),
                 kept: Vec::new(),
+                stored: (None, 0),
             });
             candidate.wishes.push((object, *wish));
         }
@@ -152,6 +158,7 @@ impl Candidate<'_> {
             let differs = other.policy != wish.policy
                 || loser.retry != winner.retry
                 || loser.on_eviction != winner.on_eviction
+                || loser.tag_policy != winner.tag_policy
                 || differ(
                     loser.images[other.image].digest.as_ref(),
                     facts.digest.as_ref(),
@@ -164,13 +171,18 @@ impl Candidate<'_> {
                 verdicts.push((loser.object.clone(), verdict));
             }
         }
-        let revisions = self.wishes.iter().map(|(_, wish)| wish.revision);
+        // Whoever asks for another try gets it; newer content only where the first wish follows it.
+        let counts = |other: &&(&ObjectWishes, NodeWish)| !other.1.follows || wish.follows;
+        let revisions = self.wishes.iter().filter(counts);
+        let revision = revisions.map(|(_, wish)| wish.revision).max();
+        let revision = revision.unwrap_or(wish.revision).max(self.stored.1);
+        // What a tag means by now is no reason to write to every node: it stands there when the node is sent for it.
+        let digest = self.stored.0.filter(|_| self.stored.1 >= revision);
         NodeImage {
             reference: self.reference.to_string(),
-            digest: facts.digest.clone(),
+            digest: digest.cloned().or_else(|| facts.digest.clone()),
             size_bytes: facts.size_bytes,
-            // Whoever asks for another try gets it.
-            revision: revisions.max().unwrap_or(wish.revision),
+            revision,
             priority: winner.priority,
             registry_policy: wish.policy,
             on_eviction: winner.on_eviction,

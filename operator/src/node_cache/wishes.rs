@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coral_schema::crd::image_cache::{OnEviction, Retry};
+use coral_schema::crd::image_cache::{OnEviction, Retry, TagPolicy};
 use coral_schema::crd::node_cache::NodeRegistryPolicy;
 use jiff::Timestamp;
 
@@ -79,6 +79,8 @@ pub struct ObjectWishes {
     pub purge: Option<Duration>,
     /// What to do when the node removed an image.
     pub on_eviction: OnEviction,
+    /// What to do when a tag means something else.
+    pub tag_policy: TagPolicy,
     /// What to do after a failed pull.
     pub retry: Retry,
     /// The sets, in the order of the spec.
@@ -120,6 +122,8 @@ pub struct NodeWish {
     pub policy: NodeRegistryPolicy,
     /// Raised: pull again although present.
     pub revision: u64,
+    /// It may have been raised for newer content of its tag.
+    pub follows: bool,
 }
 
 /// What a node's list says to one of its owners.
@@ -291,6 +295,7 @@ fn changed_nodes(before: Option<&ObjectWishes>, after: &ObjectWishes) -> Vec<Arc
         priority,
         purge,
         on_eviction,
+        tag_policy,
         retry,
         sets,
         images,
@@ -300,6 +305,7 @@ fn changed_nodes(before: Option<&ObjectWishes>, after: &ObjectWishes) -> Vec<Arc
         && before.priority == *priority
         && before.purge == *purge
         && before.on_eviction == *on_eviction
+        && before.tag_policy == *tag_policy
         && before.retry == *retry
         && before.sets == *sets
         && before.images == *images;

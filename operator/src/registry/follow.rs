@@ -137,7 +137,10 @@ impl Follower {
             self.objects.insert(key.clone(), followed);
             return;
         };
-        if followed.pins.images != pins.images {
+        if followed.pins.frozen != pins.frozen {
+            // What was fetched before may be what a tag means by now.
+            followed.start_again(now);
+        } else if followed.pins.images != pins.images {
             followed.pins_due = now;
         }
         followed.pins = pins;

@@ -113,6 +113,7 @@ async fn a_source_is_a_path() {
     let registry = client(address, None);
     let pin = PinRequest {
         images: vec!["nginx".to_owned()],
+        frozen: Vec::new(),
         platforms: Vec::new(),
         expires: "2026-01-31T12:00:00Z".to_owned(),
     };

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::node_target::NodeTarget;
-use super::{Reason, bounded};
+use super::{Reason, bounded, is_zero};
 use crate::duration::HumanDuration;
 
 /// What a reference looks like; a scheme is not part of it. Uniqueness and lengths are checked beside it.
@@ -195,7 +195,6 @@ pub enum RegistryPolicy {
         "!has(self.interval) || duration(self.interval) == duration('0s') || duration(self.interval) >= duration('1m')",
         "interval is at least 1m, or 0s to switch it off"
     ),
-    validation = ("!has(self.tagPolicy) || self.tagPolicy == 'Keep'", "tagPolicy: Follow and Freeze do not work in this version")
 )]
 pub struct Refresh {
     /// Everything is verified so often; `0s` is never. By default what the operator was started with.
@@ -235,9 +234,9 @@ pub enum TagPolicy {
     /// Nodes keep what they have; the difference is reported.
     #[default]
     Keep,
-    /// The new content is rolled out.
+    /// The new content is rolled out, wave by wave.
     Follow,
-    /// The cache goes on answering with the old content.
+    /// The cache goes on answering with the content that it found first, as long as the object is there.
     Freeze,
     /// A word of another version.
     #[serde(other)]
@@ -526,7 +525,13 @@ pub struct Entry {
     /// Nodes on which it failed.
     #[serde(default)]
     pub failed_nodes: u32,
-    /// What the tag means upstream, where that is something else.
+    /// Nodes that hold other content under the name than the upstream, the cache, or most nodes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub drifted_nodes: u32,
+    /// Different contents that nodes hold under the name, where there are several; 16 stands for more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub contents: u32,
+    /// What the tag means upstream, where that is something else than in the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 140), regex(pattern = DIGEST))]
     pub upstream_digest: Option<String>,

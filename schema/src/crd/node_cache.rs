@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::image_cache::{DIGEST, OnEviction, REFERENCE, Retry};
-use super::{Reason, bounded};
+use super::{Reason, bounded, is_zero};
 use crate::duration::HumanDuration;
 
 /// What one node should hold. Written by the operator.
@@ -90,7 +90,7 @@ pub struct NodeImage {
     #[serde(rename = "ref")]
     #[schemars(length(min = 1, max = 512), regex(pattern = REFERENCE))]
     pub reference: String,
-    /// What the cache holds under it; another digest on the node is reported, not replaced.
+    /// What the revision is to bring, as far as the cache knows; another digest on the node is reported, not replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 140), regex(pattern = DIGEST))]
     pub digest: Option<String>,
@@ -123,14 +123,6 @@ pub struct NodeImage {
     /// So many more want it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_owners: u32,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// Where a node may pull an image from.

@@ -21,6 +21,8 @@ pub enum Progress {
     Pulling(Claim),
     /// Held.
     Ready,
+    /// Held with older content than the cache has, which the object follows; the node was not told of the newer one.
+    Outdated(Wait),
     /// The last pull failed, or the node removed it again and again.
     Failed,
     /// The node's list is full.
@@ -41,6 +43,11 @@ pub enum Claim {
 }
 
 impl Progress {
+    /// Does the node hold the name, with whatever content?
+    pub fn is_held(self) -> bool {
+        matches!(self, Self::Ready | Self::Outdated(_))
+    }
+
     /// Does it take one of the object's slots?
     pub fn takes_slot(self) -> bool {
         matches!(
@@ -80,25 +87,28 @@ pub(super) fn look(
         },
         (None, None) => return (None, Progress::NotGranted(Wait::Slot)),
     };
-    let is_current = |report: &&NodeImageStatus| {
-        report.state != ImageState::Ready || report.revision >= grant.revision
-    };
-    let report = stored.and(report).filter(is_current);
+    // What the node says of an older revision says nothing of this one, until it has read of it.
+    let told = stored.is_some_and(|image| image.revision >= grant.revision);
+    let due = !told || node.unanswered_since.is_some();
+    let is_about = |report: &&NodeImageStatus| !(is_older(report, grant) && due);
+    let report = stored.and(report).filter(is_about);
     let able = node.ready && !node.paused && !node.is_silent(around.uptime);
     let Some(report) = report else {
         // An answer that does not speak of it will not speak of it later.
-        let due = stored.is_none() || node.unanswered_since.is_some();
         let hope = able && due && node.unanswered_for(around.uptime) < SILENT_SLOT;
         return (Some(grant), Progress::Waiting(claim(hope, true)));
     };
+    let first_try = is_first_try(report, grant);
     let progress = match report.state {
+        ImageState::Ready if is_older(report, grant) => {
+            Progress::Waiting(claim(able && !is_stuck(report, around.now), first_try))
+        }
         ImageState::Ready => Progress::Ready,
         ImageState::Failed | ImageState::Evicted => Progress::Failed,
-        ImageState::Pulling => Progress::Pulling(claim(able, is_first_try(report))),
-        ImageState::Waiting | ImageState::Unknown => Progress::Waiting(claim(
-            able && !is_stuck(report, around.now),
-            is_first_try(report),
-        )),
+        ImageState::Pulling => Progress::Pulling(claim(able, first_try)),
+        ImageState::Waiting | ImageState::Unknown => {
+            Progress::Waiting(claim(able && !is_stuck(report, around.now), first_try))
+        }
     };
     (Some(grant), progress)
 }
@@ -111,9 +121,15 @@ fn claim(hope: bool, first_try: bool) -> Claim {
     }
 }
 
-/// Later tries and repairs take no slot.
-fn is_first_try(report: &NodeImageStatus) -> bool {
-    report.evictions == 0 && report.attempts == 0
+/// Does it hold what an earlier revision brought?
+fn is_older(report: &NodeImageStatus, grant: Grant) -> bool {
+    report.state == ImageState::Ready && report.revision < grant.revision
+}
+
+/// Later tries and repairs take no slot; newer content is no repair.
+fn is_first_try(report: &NodeImageStatus, grant: Grant) -> bool {
+    let repairs = report.evictions > 0 && report.revision >= grant.revision;
+    report.attempts == 0 && !repairs
 }
 
 /// Waits for something on the node itself, for long. Waiting for the cache keeps the slot: giving it back would widen the

@@ -8,6 +8,8 @@ use rstest::rstest;
 use super::*;
 use crate::test_support::{EVERYWHERE, World, object};
 
+mod tags;
+
 const IMAGE: &str = "nginx:1.27";
 const MINUTE: Duration = Duration::from_mins(1);
 

@@ -74,8 +74,11 @@ impl Wave<'_> {
         let admission = self.admit(own, elsewhere);
         let barred = self.barred(plan);
         let mut told = Told::Nothing;
-        for pair in plan.pairs.iter_mut().filter(|pair| pair.grant.is_none()) {
-            if matches!(pair.progress, Progress::LeftOut | Progress::NoPlatform) {
+        for pair in &mut plan.pairs {
+            let outdated = matches!(pair.progress, Progress::Outdated(_));
+            let new = pair.grant.is_none()
+                && !matches!(pair.progress, Progress::LeftOut | Progress::NoPlatform);
+            if !outdated && !new {
                 continue;
             }
             let gate = barred.map_or_else(|| self.gate(pair), Err);
@@ -88,7 +91,11 @@ impl Wave<'_> {
                     if wait == Wait::SharedSlot {
                         told = Told::Wanting;
                     }
-                    pair.progress = Progress::NotGranted(wait);
+                    pair.progress = if outdated {
+                        Progress::Outdated(wait)
+                    } else {
+                        Progress::NotGranted(wait)
+                    };
                 }
             }
         }
@@ -140,10 +147,9 @@ impl Wave<'_> {
 
     fn take(&mut self, pair: &mut Pair, policy: NodeRegistryPolicy) {
         self.ahead[pair.image] |= self.ways[pair.image] == Way::OneAhead;
-        pair.grant = Some(Grant {
-            policy,
-            revision: 0,
-        });
+        // A raised revision is pulled again although the name is there.
+        let revision = pair.grant.map_or(0, |grant| grant.revision + 1);
+        pair.grant = Some(Grant { policy, revision });
         pair.progress = Progress::Waiting(Claim::Slot);
     }
 }
@@ -152,7 +158,11 @@ impl Wave<'_> {
 /// was told, and holds its images or failed once: one broken node does not hold up the rest.
 fn stage(object: &ValidatedImageCache, nodes: &[NodePlan]) -> u32 {
     let open = |pair: &&Pair| {
-        matches!(pair.progress, Progress::NotGranted(_)) || pair.progress.takes_slot()
+        let waits = matches!(
+            pair.progress,
+            Progress::NotGranted(_) | Progress::Outdated(_)
+        );
+        waits || pair.progress.takes_slot()
     };
     let first = nodes
         .iter()

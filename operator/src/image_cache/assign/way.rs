@@ -12,7 +12,7 @@ use coral_schema::admin::{PrefetchImage, PrefetchReason, PrefetchState};
 use coral_schema::crd::image_cache::RegistryPolicy;
 use coral_schema::crd::node_cache::NodeRegistryPolicy;
 
-use super::{NodePlan, Progress};
+use super::NodePlan;
 use crate::image_cache::dereference::{CacheFacts, Surroundings};
 use crate::image_cache::validate::{ValidatedImage, ValidatedImageCache};
 
@@ -51,7 +51,7 @@ pub(super) fn ways(
     for pair in nodes.iter().flat_map(|plan| &plan.pairs) {
         let Some(grant) = pair.grant else { continue };
         let seen = &mut seen[pair.image];
-        let held = pair.progress == Progress::Ready;
+        let held = pair.progress.is_held();
         let mirror = grant.policy == NodeRegistryPolicy::MirrorOnly;
         seen.by_default |= held && !mirror;
         seen.by_mirror |= held && mirror;
@@ -120,7 +120,7 @@ fn tell(object: &ValidatedImageCache, ways: &[Way], nodes: &mut [NodePlan]) {
             let Some(grant) = &mut pair.grant else {
                 continue;
             };
-            let held = pair.progress == Progress::Ready;
+            let held = pair.progress.is_held();
             match ways[pair.image] {
                 Way::Open(policy) if !held || object.policy != RegistryPolicy::Auto => {
                     grant.policy = policy;

@@ -6,7 +6,7 @@ use coral_schema::crd::image_cache::ImageCacheStatus;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::count::Tally;
+use super::count::{Drift, Tally};
 use super::failures::{Failures, shortened};
 use super::{Outcome, whole_seconds};
 
@@ -220,7 +220,20 @@ fn reconciling(outcome: &Outcome<'_>, tally: &Tally, ready: &Said, stalled: &Sai
 fn drifted(tally: &Tally) -> Said {
     let drift = tally.drift.iter();
     let texts: Vec<String> = drift
-        .map(|(reference, nodes, first)| format!("{reference} on {nodes} nodes like {first}"))
+        .map(|drift| {
+            let Drift {
+                reference,
+                nodes,
+                first,
+                contents,
+            } = drift;
+            let several = if *contents > 1 {
+                format!(" ({contents} different contents on nodes)")
+            } else {
+                String::new()
+            };
+            format!("{reference} on {nodes} nodes like {first}{several}")
+        })
         .collect();
     let is = !texts.is_empty();
     Said {

@@ -17,8 +17,21 @@ pub struct Tally {
     pub entries: Vec<Entry>,
     /// Some nodes that are desired and not ready, by name.
     pub waiting: Vec<String>,
-    /// Nodes that hold another digest than the upstream or the cache, by image; with the first of them.
-    pub drift: Vec<(String, u32, String)>,
+    /// What nodes hold that is something else, by image.
+    pub drift: Vec<Drift>,
+}
+
+/// Nodes with other content under a name than it means.
+#[derive(Debug)]
+pub struct Drift {
+    /// The image.
+    pub reference: String,
+    /// How many nodes.
+    pub nodes: u32,
+    /// One of them.
+    pub first: String,
+    /// Different contents on all nodes.
+    pub contents: u32,
 }
 
 impl Tally {
@@ -36,7 +49,7 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
         entries: entries(outcome, last_refresh),
         ..Tally::default()
     };
-    let mut drift: Vec<(u32, Option<&str>)> = vec![(0, None); tally.entries.len()];
+    let mut held: Vec<Contents<'_>> = tally.entries.iter().map(|_| Contents::default()).collect();
     for plan in &outcome.assignment.nodes {
         if !plan.is_desired() {
             tally.nodes.skipped += 1;
@@ -46,18 +59,18 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
         for pair in &plan.pairs {
             let entry = &mut tally.entries[pair.image];
             match pair.progress {
-                Progress::Ready => {
-                    entry.ready_nodes += 1;
-                    if holds_another(plan, entry) {
-                        let (nodes, first) = &mut drift[pair.image];
-                        *nodes += 1;
-                        first.get_or_insert(&plan.node.name);
-                    }
-                }
+                Progress::Ready => entry.ready_nodes += 1,
                 Progress::Failed | Progress::LeftOut | Progress::NoPlatform => {
                     entry.failed_nodes += 1;
                 }
-                Progress::NotGranted(_) | Progress::Waiting(_) | Progress::Pulling(_) => {}
+                Progress::Outdated(_)
+                | Progress::NotGranted(_)
+                | Progress::Waiting(_)
+                | Progress::Pulling(_) => {}
+            }
+            let report = plan.node.reported(&entry.reference);
+            if let Some(digest) = report.and_then(|report| report.digest.as_deref()) {
+                held[pair.image].add(digest, &plan.node.name);
             }
         }
         let counter = match state(plan) {
@@ -71,14 +84,58 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
             tally.waiting.push(plan.node.name.to_string());
         }
     }
-    let drift = tally.entries.iter().zip(drift);
-    tally.drift = drift
-        .filter_map(|(entry, (nodes, first))| {
-            Some((entry.reference.clone(), nodes, first?.to_owned()))
-        })
-        .collect();
+    let images = outcome.object.images.iter().zip(held);
+    for (entry, (image, held)) in tally.entries.iter_mut().zip(images) {
+        let frozen = image.is_frozen(outcome.object.tag_policy);
+        if let Some(drift) = held.drift(entry, frozen) {
+            (entry.drifted_nodes, entry.contents) = (drift.nodes, several(drift.contents));
+            tally.drift.push(drift);
+        }
+    }
     tally
 }
+
+/// One content is nothing to tell.
+fn several(contents: u32) -> u32 {
+    if contents > 1 { contents } else { 0 }
+}
+
+/// What nodes hold under one name: digest, how many nodes, the first of them.
+#[derive(Debug, Default)]
+struct Contents<'a>(Vec<(&'a str, u32, &'a str)>);
+
+impl<'a> Contents<'a> {
+    fn add(&mut self, digest: &'a str, node: &'a str) {
+        let known = self.0.iter().position(|(known, ..)| *known == digest);
+        match known {
+            Some(index) => self.0[index].1 += 1,
+            None if self.0.len() < MOST_CONTENTS => self.0.push((digest, 1, node)),
+            // More kinds of content than anybody tells apart: it counts, under the last of them.
+            None => self.0[MOST_CONTENTS - 1].1 += 1,
+        }
+    }
+
+    /// Who holds something else than what the name means: frozen, upstream, or else in the cache; where nobody says, than
+    /// what most nodes hold.
+    fn drift(self, entry: &Entry, frozen: bool) -> Option<Drift> {
+        let upstream = entry.upstream_digest.as_ref().filter(|_| !frozen);
+        let known = upstream.or(entry.digest.as_ref()).map(String::as_str);
+        let most = self.0.iter().rev().max_by_key(|(_, nodes, _)| *nodes);
+        let right = known.or(most.map(|(digest, ..)| *digest))?;
+        let others = self.0.iter().filter(|(digest, ..)| *digest != right);
+        let nodes = others.clone().map(|(_, nodes, _)| *nodes).sum();
+        let first = others.map(|(.., first)| *first).min()?;
+        Some(Drift {
+            reference: entry.reference.clone(),
+            nodes,
+            first: first.to_owned(),
+            contents: u32::try_from(self.0.len()).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// Different contents of one image that are told apart.
+const MOST_CONTENTS: usize = 16;
 
 /// A desired node, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,17 +170,6 @@ pub fn state(plan: &NodePlan) -> State {
     }
 }
 
-/// Does the node hold something else than what the name means upstream, or else in the cache?
-fn holds_another(plan: &NodePlan, entry: &Entry) -> bool {
-    let Some(digest) = entry.upstream_digest.as_ref().or(entry.digest.as_ref()) else {
-        return false;
-    };
-    plan.node
-        .reported(&entry.reference)
-        .and_then(|report| report.digest.as_ref())
-        .is_some_and(|held| held != digest)
-}
-
 fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {
     let before = outcome.previous.map_or(&[][..], |status| &status.entries);
     let images = outcome
@@ -142,11 +188,15 @@ fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {
         let resolved = progress.is_some_and(|progress| {
             progress.state == PrefetchState::Done && progress.reason != Some(PrefetchReason::Stale)
         });
+        // A frozen tag that the registry did not hear of again yet may mean something else there.
+        let same = progress
+            .and_then(|progress| progress.digest)
+            .is_none_or(|digest| known.digest == Some(digest.to_string()));
         Entry {
             reference: spelling.to_owned(),
             digest: known.digest.clone(),
             size_bytes: known.size_bytes,
-            cached: is_cached(progress, before),
+            cached: same && is_cached(progress, before),
             upstream_digest: upstream_digest(progress, resolved, before)
                 .filter(|digest| known.digest.as_ref() != Some(digest)),
             last_resolved: if resolved {

@@ -102,7 +102,10 @@ fn of_node<'a>(outcome: &Outcome<'a>, plan: &'a NodePlan, all: &mut Failures<'a>
     for pair in &plan.pairs {
         let spelling = &*outcome.object.images[pair.image].spelling;
         match pair.progress {
-            Progress::Ready | Progress::NotGranted(_) | Progress::Pulling(_) => {}
+            Progress::Ready
+            | Progress::Outdated(_)
+            | Progress::NotGranted(_)
+            | Progress::Pulling(_) => {}
             Progress::LeftOut => all
                 .entry((Some(spelling), Reason::NodeListFull))
                 .or_default()

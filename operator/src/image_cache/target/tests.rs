@@ -152,7 +152,7 @@ fn mistakes_have_paths() {
         "sets:
 - {name: a, images: [nginx], nodes: {selector: {matchExpressions: [{key: a, operator: Near}, {key: b, operator: In}]}}}
 - {name: b, images: ['', nginx], platforms: [amd64], nodes: {taintPolicy: Bend, podSelector: {}}}
-refresh: {tagPolicy: Follow, onEviction: Sometimes}
+refresh: {tagPolicy: Chase, onEviction: Sometimes}
 rollout: {maxConcurrentNodes: 0%, order: Sideways}
 retention: {deletionPolicy: Burn}",
     );
@@ -166,9 +166,9 @@ retention: {deletionPolicy: Burn}",
         paths,
         [
             "spec.refresh.onEviction",
+            "spec.refresh.tagPolicy",
             "spec.rollout.order",
             "spec.retention.deletionPolicy",
-            "spec.refresh.tagPolicy",
             "spec.sets[0].nodes.selector.matchExpressions[0]",
             "spec.sets[0].nodes.selector.matchExpressions[1]",
             "spec.sets[1].images[0]",

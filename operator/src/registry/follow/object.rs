@@ -50,10 +50,12 @@ impl Followed {
         let Pins {
             source,
             images,
+            frozen,
             expires,
         } = self.pins.clone();
         let request = PinRequest {
             images,
+            frozen,
             platforms: Vec::new(),
             expires: expires.to_string(),
         };

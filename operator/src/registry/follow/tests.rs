@@ -30,6 +30,7 @@ fn wanted(prefetch: Vec<PrefetchRequest>) -> CacheRequests {
         pins: Pins {
             source: "operator/ml/a".to_owned(),
             images: vec!["nginx".to_owned()],
+            frozen: Vec::new(),
             expires: "2026-01-31T12:00:00Z".parse().unwrap(),
         },
     }
