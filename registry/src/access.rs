@@ -128,11 +128,13 @@ impl Access {
         let Some(upstream) = self.snapshot.load().upstreams.get(repo.upstream()).cloned() else {
             return false;
         };
-        let recorded = || row.is_some_and(|row| row.public);
         match upstream.policy.visibility {
             VisibilityMode::Public => true,
             VisibilityMode::Shared => is_public_by_nature(&upstream, repo),
-            VisibilityMode::Auto => is_public_by_nature(&upstream, repo) || recorded(),
+            VisibilityMode::Auto => match row {
+                Some(row) => row.public,
+                None => is_public_by_nature(&upstream, repo),
+            },
         }
     }
 

@@ -22,8 +22,10 @@ use crate::index::Index;
 use crate::name::RepoKey;
 use crate::pull::prefetch::Prefetcher;
 use crate::upstream::Upstream;
+use crate::upstream::lent::Lent;
 
 pub mod auth;
+mod credentials;
 pub mod guard;
 mod images;
 pub mod mirror_config;
@@ -60,6 +62,8 @@ pub struct Admin {
     pub repository: Naming,
     /// For the list of images, and for pins.
     pub index: Index,
+    /// Where lent logins go, if this listener is fit for them: they are taken over TLS only, from listed callers.
+    pub lent: Option<Lent>,
     /// Takes jobs.
     pub prefetcher: Prefetcher,
     /// When the process started.
@@ -74,6 +78,7 @@ impl fmt::Debug for Admin {
 
 /// `/api/v1/…`. To be served behind [`guard::guarded`], together with the probes and metrics.
 pub fn router(admin: Admin) -> Router {
+    let credentials = put(credentials::put).delete(credentials::delete);
     let pins = put(pins::put)
         .delete(pins::delete)
         .layer(DefaultBodyLimit::max(pins::MAX_BODY));
@@ -84,6 +89,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/api/v1/prefetch/{id}", get(prefetch::status))
         .route("/api/v1/pins", get(pins::list))
         .route("/api/v1/pins/{*source}", pins)
+        .route("/api/v1/credentials/{*source}", credentials)
         .route("/api/v1/registries", get(registries))
         .route("/api/v1/mirror-config", get(mirror_config::mirror_config))
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -98,7 +98,6 @@ impl App {
             puller: puller.clone(),
             transfers: transfers.clone(),
         };
-        follow_configuration(&watched, origin, listeners, &tasks);
         let view = panel::View {
             address: server.addresses().oci,
             is_tls: server.is_tls(),
@@ -107,7 +106,9 @@ impl App {
             access,
             transfers,
             puller,
+            lent: listeners.upstreams.lent(),
         };
+        follow_configuration(&watched, origin, listeners, &tasks);
         let mut api = admin::router(panel::panel(view, &opened, &tasks));
         if let Some(auth) = watched.config().borrow().admin.auth.clone() {
             api = auth::authenticated(api, auth);

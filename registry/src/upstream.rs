@@ -27,6 +27,7 @@ mod credentials;
 mod exchange;
 pub mod failover;
 mod gate;
+pub mod lent;
 mod limit;
 mod metrics;
 mod redirect;

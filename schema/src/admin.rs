@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Platform, Tag};
 
+mod credentials;
+
+pub use self::credentials::{CredentialRequest, LentLogin};
+
 /// `GET /api/v1/status`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

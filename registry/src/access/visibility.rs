@@ -59,7 +59,7 @@ impl Visibility {
         by_nature: bool,
     ) -> bool {
         match self.index.visibility(repo).await {
-            Ok(Some(row)) => (by_nature || row.public) && !is_over(&row, upstream),
+            Ok(Some(row)) => row.public && !is_over(&row, upstream),
             _ => by_nature,
         }
     }
@@ -72,7 +72,8 @@ impl Visibility {
         probe: Probe<'_>,
     ) -> Standing {
         match self.index.visibility(repo).await {
-            Ok(Some(row)) if is_over(&row, upstream) => {
+            // What a login that was lent opened is not public because the login is gone.
+            Ok(Some(row)) if is_over(&row, upstream) || !row.public => {
                 self.again(repo, upstream, probe, &row).await
             }
             _ => Standing::Public,

@@ -76,7 +76,7 @@ fn unavailable(error: IndexError) -> Refusal {
     )
 }
 
-fn check_source(source: &str) -> Result<(), Refusal> {
+pub(super) fn check_source(source: &str) -> Result<(), Refusal> {
     let printable = source.bytes().all(|byte| byte.is_ascii_graphic());
     let whole = source.split('/').all(|segment| !segment.is_empty());
     if printable && whole && source.len() <= MAX_SOURCE {

@@ -28,6 +28,7 @@ use crate::pull::Puller;
 use crate::pull::prefetch::{Admission, Prefetcher, Problem};
 use crate::store::Space;
 use crate::transfer::Transfers;
+use crate::upstream::lent::Lent;
 use crate::upstream::{RepositoryPattern, Upstream, UpstreamConfig};
 
 /// What there is to see.
@@ -39,6 +40,7 @@ pub(super) struct View {
     pub(super) access: Arc<Access>,
     pub(super) transfers: Transfers,
     pub(super) puller: Puller,
+    pub(super) lent: Lent,
 }
 
 pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
@@ -50,9 +52,14 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         access,
         transfers,
         puller,
+        lent,
     } = view;
     let (state, config) = (watched.state(), watched.config());
     let served = watched.config();
+    let is_fit = {
+        let admin = &served.borrow().admin;
+        admin.tls.is_some() && admin.auth.is_some()
+    };
     let index = opened.index.clone();
     let disk = Disk {
         index: index.clone(),
@@ -79,6 +86,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         mirrors: Box::new(move || mirrors(&config.borrow(), address, is_tls)),
         repository: Box::new(move |image| repository(&rules, image)),
         index: opened.index.clone(),
+        lent: is_fit.then_some(lent),
         prefetcher: Prefetcher::new(admission(access), puller, tasks),
         started: Timestamp::now(),
     }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::name::{NameRules, UpstreamName};
 use crate::pull::{PullConfig, Puller};
 use crate::transfer::{TransferConfig, Transfers};
+use crate::upstream::lent::Lent;
 use crate::upstream::{self, BuildError, Upstream, UpstreamConfig, UpstreamMetrics};
 
 /// Builds snapshots. An upstream whose configuration did not change stays the same object, with its connections,
@@ -18,6 +19,7 @@ use crate::upstream::{self, BuildError, Upstream, UpstreamConfig, UpstreamMetric
 #[derive(Debug)]
 pub(super) struct Upstreams {
     metrics: UpstreamMetrics,
+    lent: Lent,
     tasks: Tasks,
     built: Mutex<HashMap<UpstreamName, (UpstreamConfig, Arc<Upstream>)>>,
 }
@@ -26,9 +28,15 @@ impl Upstreams {
     pub(super) fn new(metrics: UpstreamMetrics, tasks: Tasks) -> Self {
         Self {
             metrics,
+            lent: Lent::default(),
             tasks,
             built: Mutex::default(),
         }
+    }
+
+    /// What is lent to all of them.
+    pub(super) fn lent(&self) -> Lent {
+        self.lent.clone()
     }
 
     /// Could a snapshot be made of this configuration? Reads certificate files: call it where blocking is allowed.
@@ -41,7 +49,7 @@ impl Upstreams {
                     .is_some_and(|(same, _)| same == wanted)
             };
             if !is_built {
-                upstream::build(wanted, &self.metrics, &self.tasks)?;
+                upstream::build(wanted, &self.lent, &self.metrics, &self.tasks)?;
             }
         }
         Ok(())
@@ -54,7 +62,12 @@ impl Upstreams {
         for wanted in &config.upstreams {
             let upstream = match built.get(&wanted.name) {
                 Some((same, upstream)) if same == wanted => Arc::clone(upstream),
-                _ => Arc::new(upstream::build(wanted, &self.metrics, &self.tasks)?),
+                _ => Arc::new(upstream::build(
+                    wanted,
+                    &self.lent,
+                    &self.metrics,
+                    &self.tasks,
+                )?),
             };
             next.insert(wanted.name.clone(), (wanted.clone(), upstream));
         }

@@ -20,8 +20,11 @@ pub(super) struct Sent {
 
 impl Attempt<'_> {
     /// The authorization that this endpoint will want, as far as we know; `None` asks without.
-    pub(super) async fn expected_authorization(&self) -> Result<Option<Sent>, UpstreamErrorKind> {
-        if let Some(Credential { login, .. }) = &self.credential {
+    pub(super) async fn expected_authorization(
+        &self,
+        credential: Option<&Credential>,
+    ) -> Result<Option<Sent>, UpstreamErrorKind> {
+        if let Some(Credential { login, .. }) = credential {
             // Our file with the login is unreadable: the same as a login that is refused.
             let login = login
                 .as_ref()
@@ -36,7 +39,7 @@ impl Attempt<'_> {
         let Some(challenge) = self.shared.tokens.expect(self.repository) else {
             return Ok(None);
         };
-        match self.satisfy(&challenge, None).await {
+        match self.satisfy(&challenge, credential, None).await {
             // Some registries have repositories that need no token beside those that do.
             Err(UpstreamErrorKind::Refused { .. }) => Ok(None),
             result => result,
@@ -47,6 +50,7 @@ impl Attempt<'_> {
     pub(super) async fn answer_challenge(
         &self,
         response: &Response,
+        credential: Option<&Credential>,
         refused: Option<Sent>,
     ) -> Result<Option<Sent>, UpstreamErrorKind> {
         let headers = response.headers().get_all(WWW_AUTHENTICATE);
@@ -59,18 +63,16 @@ impl Attempt<'_> {
             return Ok(None);
         };
         self.shared.tokens.learn(challenge, self.repository);
-        self.satisfy(challenge, refused).await
+        self.satisfy(challenge, credential, refused).await
     }
 
     async fn satisfy(
         &self,
         challenge: &Challenge,
+        credential: Option<&Credential>,
         refused: Option<Sent>,
     ) -> Result<Option<Sent>, UpstreamErrorKind> {
-        let login = self
-            .credential
-            .as_ref()
-            .and_then(|credential| credential.login.as_ref());
+        let login = credential.and_then(|credential| credential.login.as_ref());
         match (challenge, login) {
             (Challenge::Basic, Some(Login::Password { username, password }))
                 if refused.is_none() =>
@@ -82,13 +84,14 @@ impl Attempt<'_> {
                 }))
             }
             (Challenge::Basic, _) | (Challenge::Bearer(_), Some(Login::Bearer(_))) => Ok(None),
-            (Challenge::Bearer(bearer), _) => self.token(bearer, refused).await,
+            (Challenge::Bearer(bearer), _) => self.token(bearer, credential, refused).await,
         }
     }
 
     async fn token(
         &self,
         bearer: &Bearer,
+        credential: Option<&Credential>,
         refused: Option<Sent>,
     ) -> Result<Option<Sent>, UpstreamErrorKind> {
         redirect::check(&self.shared.base, self.shared.nearness.get(), &bearer.realm).map_err(
@@ -98,10 +101,7 @@ impl Attempt<'_> {
                 )
             },
         )?;
-        let credential = self
-            .credential
-            .as_ref()
-            .filter(|_| self.shared.trusts(&bearer.realm));
+        let credential = credential.filter(|_| self.shared.trusts(&bearer.realm));
         let key = TokenKey {
             realm: bearer.realm.clone(),
             service: bearer.service.clone(),

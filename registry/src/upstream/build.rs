@@ -13,6 +13,7 @@ use url::Url;
 use super::client::HttpEndpoint;
 use super::credentials::Credentials;
 use super::gate::Gate;
+use super::lent::Lent;
 use super::metrics::Meter;
 use super::redirect::near_host;
 use super::resolver::{Nearness, Resolver};
@@ -46,6 +47,7 @@ pub struct BuildError {
 /// Builds an upstream. Reads files, so call it where blocking is allowed. `tasks` owns the breakers' probes.
 pub fn build(
     config: &UpstreamConfig,
+    lent: &Lent,
     metrics: &UpstreamMetrics,
     tasks: &Tasks,
 ) -> Result<Upstream, BuildError> {
@@ -58,7 +60,7 @@ pub fn build(
     let endpoints = config
         .endpoints
         .iter()
-        .map(|url| endpoint(config, &tls, url, (metrics, tasks)).map_err(error));
+        .map(|url| endpoint(config, &tls, url, (lent, metrics, tasks)).map_err(error));
     Ok(Upstream {
         name: config.name.clone(),
         endpoints: endpoints.collect::<Result<_, _>>()?,
@@ -71,7 +73,7 @@ fn endpoint(
     config: &UpstreamConfig,
     tls: &Tls,
     url: &Url,
-    (metrics, tasks): (&UpstreamMetrics, &Tasks),
+    (lent, metrics, tasks): (&Lent, &UpstreamMetrics, &Tasks),
 ) -> Result<Arc<dyn Endpoint>, Mistake> {
     let base = check(config, url).map_err(|problem| ("endpoints", problem))?;
     let host = base.host_str().unwrap_or_default();
@@ -110,6 +112,8 @@ fn endpoint(
         },
         nearness,
         credentials: Credentials::new(&config.credentials, [authority, config.name.to_string()]),
+        name: config.name.clone(),
+        lent: lent.clone(),
         tokens: Tokens::new(),
         meter,
         tasks: tasks.clone(),

@@ -40,7 +40,16 @@ impl Endpoint for HttpEndpoint {
     }
 
     fn credential_id(&self, repository: &RepositoryName) -> CredentialId {
-        match self.0.credentials.find(repository) {
+        // A refused one still says that the repository is not known to be public.
+        let own = self.0.credentials.find(repository);
+        let lent = || {
+            self.0
+                .lent
+                .find(&self.0.name, repository)
+                .into_iter()
+                .next()
+        };
+        match own.or_else(lent) {
             Some(credential) => credential.id,
             None if self.0.clients.has_certificate => CredentialId("certificate".into()),
             None => CredentialId::anonymous(),

@@ -10,6 +10,7 @@ use url::Url;
 use super::authorize::Sent;
 use super::credentials::Credential;
 use super::gate::Watch;
+use super::lent::is_lent;
 use super::metrics::Kind;
 use super::redirect::{self, MAX_HOPS};
 use super::retry::{self, Next, Spent, Tried};
@@ -26,7 +27,8 @@ pub(super) struct Attempt<'a> {
     pub(super) call: Call,
     pub(super) kind: Kind,
     pub(super) repository: &'a RepositoryName,
-    pub(super) credential: Option<Credential>,
+    /// To be tried in this order; none is the public's way.
+    pub(super) credentials: Vec<Credential>,
     pub(super) started: Instant,
     pub(super) watch: Watch<'a>,
 }
@@ -61,7 +63,7 @@ impl Attempt<'_> {
         request: &Request,
         expected: &[u16],
     ) -> Result<Response, UpstreamErrorKind> {
-        let (response, tried) = self.authorized(request).await?;
+        let (response, tried) = self.with_any(request).await?;
         let status = response.status().as_u16();
         if expected.contains(&status) {
             return match answer::check(response.headers()) {
@@ -85,9 +87,36 @@ impl Attempt<'_> {
         Err(retry::failure(tried, wait))
     }
 
-    async fn authorized(&self, request: &Request) -> Result<(Response, Tried), UpstreamErrorKind> {
+    /// With the first login that is not refused; the public's way, where all were that are not our own.
+    async fn with_any(&self, request: &Request) -> Result<(Response, Tried), UpstreamErrorKind> {
+        let mut last = None;
+        for credential in &self.credentials {
+            let result = self.authorized(request, Some(credential)).await;
+            let refused = match &result {
+                Ok((_, tried)) => matches!(tried, Tried::Registry(401 | 403)),
+                Err(kind) => matches!(kind, UpstreamErrorKind::Refused { .. }),
+            };
+            if !refused {
+                return result;
+            }
+            self.shared.lent.note_refused(&credential.id);
+            last = Some(result);
+        }
+        // Whoever configured a login wants it used; a lent one must not keep the public's content away.
+        let all_lent = self.credentials.iter().all(|it| is_lent(&it.id));
+        match last.filter(|_| !all_lent) {
+            Some(result) => result,
+            None => self.authorized(request, None).await,
+        }
+    }
+
+    async fn authorized(
+        &self,
+        request: &Request,
+        credential: Option<&Credential>,
+    ) -> Result<(Response, Tried), UpstreamErrorKind> {
         let mut spent = Spent::default();
-        let mut authorization = self.expected_authorization().await?;
+        let mut authorization = self.expected_authorization(credential).await?;
         loop {
             let (response, tried) = match self.follow(request, authorization.as_ref()).await {
                 Ok((response, true)) => {
@@ -109,7 +138,10 @@ impl Attempt<'_> {
                 Next::Again => {}
                 Next::Authenticate => {
                     let response = transport::settled(response).await;
-                    match self.answer_challenge(&response, authorization).await? {
+                    match self
+                        .answer_challenge(&response, credential, authorization)
+                        .await?
+                    {
                         Some(next) => authorization = Some(next),
                         None => return Ok((response, tried)),
                     }

@@ -11,14 +11,16 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::breaker::{FIRST_OPEN, PROBE, Verdict};
-use super::credentials::Credentials;
+use super::credentials::{Credential, Credentials};
 use super::exchange::{Attempt, Request};
 use super::gate::{Gate, Watch};
+use super::lent::Lent;
 use super::limit::Slot;
 use super::metrics::{Kind, Meter};
 use super::resolver::Nearness;
 use super::token::Tokens;
 use super::{BlobCall, Call, Identity, UpstreamError, UpstreamErrorKind, transport};
+use crate::name::UpstreamName;
 
 /// What anything but a manifest is asked for with.
 pub(super) const ACCEPT_ANY: &str = "*/*";
@@ -34,6 +36,9 @@ pub(super) struct Shared {
     pub(super) clients: Clients,
     pub(super) nearness: Arc<Nearness>,
     pub(super) credentials: Credentials,
+    /// The upstream's.
+    pub(super) name: UpstreamName,
+    pub(super) lent: Lent,
     pub(super) tokens: Tokens,
     pub(super) gate: Gate,
     pub(super) meter: Meter,
@@ -149,6 +154,14 @@ impl Shared {
         }
     }
 
+    /// Logins for a repository, the first one first: ours, then lent ones that were not refused lately.
+    pub(super) fn candidates(&self, repository: &RepositoryName) -> Vec<Credential> {
+        let own = self.credentials.find(repository);
+        let lent = self.lent.find(&self.name, repository);
+        let lent = lent.into_iter().filter(|it| !self.lent.is_refused(&it.id));
+        own.into_iter().chain(lent).collect()
+    }
+
     async fn attempt<'a>(
         &'a self,
         call: Call,
@@ -158,11 +171,11 @@ impl Shared {
     ) -> Result<Attempt<'a>, UpstreamError> {
         let turn = self.gate.turn(kind, call.priority, started + call.total);
         turn.await.map_err(|kind| self.error(kind))?;
-        let credential = match call.identity {
-            Identity::Anonymous => None,
+        let credentials = match call.identity {
+            Identity::Anonymous => Vec::new(),
             Identity::Configured => {
                 self.credentials.refresh(call.step).await;
-                self.credentials.find(repository)
+                self.candidates(repository)
             }
         };
         let watch = Watch::new(&self.gate, kind);
@@ -171,7 +184,7 @@ impl Shared {
             call,
             kind,
             repository,
-            credential,
+            credentials,
             started,
             watch,
         })

@@ -14,6 +14,7 @@ use coral_schema::process::tasks::Tasks;
 use futures::TryStreamExt as _;
 use prometheus_client::registry::Registry;
 
+use super::lent::Lent;
 use super::*;
 
 /// The silence that is accepted in tests that do not wait for it.
@@ -62,7 +63,7 @@ pub(crate) fn upstream(endpoint: &str) -> Upstream {
 
 fn built(config: &UpstreamConfig) -> Upstream {
     let metrics = UpstreamMetrics::register(&mut Registry::default());
-    build(config, &metrics, &Tasks::new()).unwrap()
+    build(config, &Lent::default(), &metrics, &Tasks::new()).unwrap()
 }
 
 fn endpoint(config: &UpstreamConfig) -> Arc<dyn Endpoint> {

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use coral_schema::oci::docker_config::DockerLogin;
+
 use super::fake::{Fake, Reply, Seen, reply};
 use super::*;
 
@@ -49,6 +51,87 @@ fn with_password(mut config: UpstreamConfig, folder: &Path) -> UpstreamConfig {
         source,
     });
     config
+}
+
+/// Wants a password for what is not open; a wrong one is refused everywhere.
+fn with_basic(seen: &Seen) -> Reply {
+    let is_open = seen.target.contains("/open/") && seen.authorization().is_none();
+    // user:good
+    if is_open || seen.authorization() == Some("Basic dXNlcjpnb29k") {
+        return reply(200, &[], OK);
+    }
+    reply(401, &[("www-authenticate", r#"Basic realm="x""#)], "")
+}
+
+fn lend(lent: &Lent, name: &str, passwords: &[&str]) {
+    let repo: crate::name::RepoKey = format!("registry.example/{name}").parse().unwrap();
+    let logins = passwords.iter().map(|password| {
+        let login = DockerLogin::Password {
+            username: "user".to_owned(),
+            password: (*password).into(),
+        };
+        (repo.clone(), login)
+    });
+    let now = jiff::Timestamp::now();
+    let later = now + jiff::SignedDuration::from_hours(1);
+    assert!(lent.lend("s", logins.collect(), later, now));
+}
+
+/// L34: several are tried in their order, each once a minute; what was refused is not asked with again and again.
+#[rstest::rstest]
+#[case::of_nobody("closed", &[], false)]
+#[case::good("closed", &["good"], true)]
+#[case::a_bad_one_first("closed", &["bad", "good"], true)]
+#[case::only_bad_ones("closed", &["bad", "worse"], false)]
+#[case::a_bad_one_takes_nothing_from_the_public("open", &["bad"], true)]
+#[tokio::test]
+async fn l34_lent_logins_are_tried_in_order(
+    #[case] name: &str,
+    #[case] passwords: &[&str],
+    #[case] works: bool,
+) {
+    let fake = Fake::start(with_basic).await;
+    let lent = Lent::default();
+    let metrics = UpstreamMetrics::register(&mut Registry::default());
+    let upstream = build(&config(&fake.url()), &lent, &metrics, &Tasks::new()).unwrap();
+    let endpoint = &*upstream.endpoints[0];
+    // The first answer teaches how to log in.
+    let _ = manifest(endpoint, "closed").await;
+    if !passwords.is_empty() {
+        lend(&lent, name, passwords);
+    }
+    let id = endpoint.credential_id(&repository(name));
+    assert_eq!(id.is_anonymous(), passwords.is_empty());
+    assert_eq!(manifest(endpoint, name).await.is_ok(), works);
+    let before = fake.seen().len();
+    assert_eq!(manifest(endpoint, name).await.is_ok(), works);
+    assert_eq!(fake.seen().len() - before, 1, "bad ones are left alone");
+    assert!(manifest(endpoint, "another").await.is_err(), "L30");
+}
+
+#[tokio::test]
+async fn l34_lent_logins_come_after_the_administrators() {
+    let fake = Fake::start(with_basic).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = with_password(config(&fake.url()), folder.path());
+    let (lent, metrics) = (
+        Lent::default(),
+        UpstreamMetrics::register(&mut Registry::default()),
+    );
+    let upstream = build(&config, &lent, &metrics, &Tasks::new()).unwrap();
+    let endpoint = &*upstream.endpoints[0];
+    assert!(
+        manifest(endpoint, "closed").await.is_err(),
+        "it is not good for this"
+    );
+    lend(&lent, "closed", &["good"]);
+    manifest(endpoint, "closed").await.unwrap();
+    assert!(
+        endpoint
+            .credential_id(&repository("closed"))
+            .0
+            .starts_with("password:")
+    );
 }
 
 /// T4: cold 401, token, request; another repository token, request; warm one request.
@@ -262,7 +345,7 @@ async fn nothing_prints_a_secret() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = with_password(config(&fake.url()), folder.path());
     let metrics = UpstreamMetrics::register(&mut Registry::default());
-    let upstream = build(&config, &metrics, &Tasks::new()).unwrap();
+    let upstream = build(&config, &Lent::default(), &metrics, &Tasks::new()).unwrap();
     let error = manifest(&*upstream.endpoints[0], "a").await.unwrap_err();
     let status = upstream.endpoints[0].status();
     config.endpoints = vec![
@@ -270,7 +353,7 @@ async fn nothing_prints_a_secret() {
             .parse()
             .unwrap(),
     ];
-    let refused = build(&config, &metrics, &Tasks::new()).unwrap_err();
+    let refused = build(&config, &Lent::default(), &metrics, &Tasks::new()).unwrap_err();
     let printed =
         format!("{upstream:?} {config:?} {error} {error:?} {status:?} {refused} {refused:?}");
     // The configuration shows the URL that it was given; build refuses such a one.

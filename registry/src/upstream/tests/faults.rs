@@ -351,7 +351,13 @@ async fn metrics_have_their_names() {
     let fake = Fake::start(|_| reply(200, &[("ratelimit-remaining", "7")], "content")).await;
     let mut registry = Registry::default();
     let metrics = UpstreamMetrics::register(&mut registry);
-    let upstream = build(&config(&fake.url()), &metrics, &Tasks::new()).unwrap();
+    let upstream = build(
+        &config(&fake.url()),
+        &Lent::default(),
+        &metrics,
+        &Tasks::new(),
+    )
+    .unwrap();
     bytes(blob(&*upstream.endpoints[0], None).await.unwrap())
         .await
         .unwrap();
@@ -373,7 +379,7 @@ fn build_names_the_setting_and_the_file() {
     let refusal = |change: &dyn Fn(&mut UpstreamConfig)| {
         let mut config = config("http://registry.example");
         change(&mut config);
-        build(&config, &metrics, &Tasks::new())
+        build(&config, &Lent::default(), &metrics, &Tasks::new())
             .unwrap_err()
             .to_string()
     };
