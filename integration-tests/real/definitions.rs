@@ -80,9 +80,9 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
     vec![
         (images(256), images(257), "more than 256 images"),
         (
-            set("name", &json!("a-b")),
             spec("imagePullSecrets", &json!([{ "name": "a" }])),
-            "imagePullSecrets does not work",
+            spec("imagePullSecrets", &json!([{ "name": "" }])),
+            "imagePullSecrets",
         ),
         (
             set("name", &json!("a-b")),

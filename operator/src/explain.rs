@@ -48,6 +48,7 @@ pub async fn explain(
     let nodes = api::list(&Api::<Node>::all(client.clone())).await?;
     let caches = api::list(&Api::<NodeCache>::all(client.clone())).await?;
     let mut cache = CacheFacts {
+        lending: None,
         registries: None,
         away: None,
         images: held(object.status.as_ref()),
@@ -79,6 +80,7 @@ fn decide(
         cache,
         previous: None,
         verdicts: None,
+        secrets: None,
         status: None,
         now: Timestamp::now(),
         uptime: Duration::ZERO,

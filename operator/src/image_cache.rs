@@ -12,7 +12,7 @@
 //! | apply | writes it, and calls [`resources::Resources::applied`] |
 //! | status | [`status::status`]`(&Outcome) -> ImageCacheStatus`, with the `Resources<Applied>` in it |
 //!
-//! Beside them: [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
+//! Beside them: [`secrets`] says which logins are lent to the registry, [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
 //! for on each node.
 
 pub mod apply;
@@ -22,6 +22,7 @@ pub mod dereference;
 pub mod finalizer;
 pub mod refresh;
 pub mod resources;
+pub mod secrets;
 pub mod served;
 pub mod status;
 pub mod target;

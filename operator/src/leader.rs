@@ -11,6 +11,7 @@
 //! | `objects` | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its wishes |
 //! | `reports` | what is said of it: status, events, finalizer |
 //! | `nodes` | looks at one node: merges wishes, writes its `NodeCache` |
+//! | `secrets` | pull secrets, read by name and again every minute |
 //! | `calls` | the calls on their way, and what their answers mean |
 
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Call;
+use self::secrets::Secrets;
 use self::world::{Mark, World};
 use crate::address::NodeAddress;
 use crate::events::Limiter;
@@ -42,6 +44,7 @@ mod metrics;
 mod nodes;
 mod objects;
 mod reports;
+mod secrets;
 mod world;
 
 pub use self::metrics::Metrics;
@@ -72,6 +75,7 @@ pub struct Leader {
     metrics: Metrics,
     world: World,
     cache: Follower,
+    secrets: Secrets,
     wishes: Wishes,
     slots: Slots,
     /// Statuses as last computed, written or not.
@@ -123,6 +127,7 @@ impl Leader {
         Self {
             world: World::new(&settings, now),
             cache: Follower::new(now),
+            secrets: Secrets::default(),
             wishes: Wishes::default(),
             slots: Slots::new(settings.max_concurrent_nodes),
             statuses: HashMap::new(),
@@ -178,6 +183,7 @@ impl Leader {
         if self.open != Opening::Listing {
             all.extend(self.due.objects.next());
             all.extend(self.due.statuses.next());
+            all.extend(self.secrets.next());
         }
         all.extend(waits);
         if self.questions < MOST_QUESTIONS {
@@ -203,6 +209,7 @@ impl Leader {
                 self.metrics.reconcile.observe(took.as_secs_f64());
             }
             self.open_up(now);
+            self.read_secrets(now);
             self.write_statuses(now);
         }
         if self.open == Opening::Open {
@@ -272,6 +279,13 @@ impl Leader {
             self.questions += 1;
             self.calls
                 .push(calls::ask(&self.settings.registry, question));
+        }
+    }
+
+    fn read_secrets(&mut self, now: Instant) {
+        let room = MOST_CALLS.saturating_sub(self.calls.len());
+        for key in self.secrets.ask(room, now) {
+            self.calls.push(calls::read_secret(&self.client, key));
         }
     }
 

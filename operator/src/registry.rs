@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use coral_schema::admin::{
-    AdminError, PinRequest, PrefetchAccepted, PrefetchRequest, PrefetchStatus, RegistryEntry,
+    AdminError, CredentialRequest, PinRequest, PrefetchAccepted, PrefetchRequest, PrefetchStatus,
+    RegistryEntry,
 };
 use reqwest::{Certificate, Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -52,6 +53,11 @@ pub enum RegistryError {
         /// Its words.
         reason: String,
     },
+    /// Logins do not go where others could read them.
+    #[error(
+        "pull secrets are lent over TLS only: give the registry a certificate (registry.tls in the chart)"
+    )]
+    Plain,
     /// It will say the same again.
     #[error("the registry refuses ({status}): {reason}")]
     Refused {
@@ -139,6 +145,29 @@ impl Registry {
         }
     }
 
+    /// `PUT /api/v1/credentials/<source>`. Never over plain HTTP.
+    pub async fn lend(
+        &self,
+        source: &str,
+        wanted: &CredentialRequest,
+    ) -> Result<(), RegistryError> {
+        if self.admin.scheme() != "https" {
+            return Err(RegistryError::Plain);
+        }
+        let path = credentials(source);
+        let request = self.request(Method::PUT, &path).json(wanted);
+        self.send(request).await.map(drop)
+    }
+
+    /// `DELETE /api/v1/credentials/<source>`
+    pub async fn take_back(&self, source: &str) -> Result<(), RegistryError> {
+        let request = self.request(Method::DELETE, &credentials(source));
+        match self.send(request).await {
+            Err(RegistryError::Forgotten) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
         let mut url = self.admin.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -182,6 +211,12 @@ impl Registry {
 
 fn pins(source: &str) -> Vec<&str> {
     std::iter::once("pins").chain(source.split('/')).collect()
+}
+
+fn credentials(source: &str) -> Vec<&str> {
+    std::iter::once("credentials")
+        .chain(source.split('/'))
+        .collect()
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, RegistryError> {

@@ -21,6 +21,7 @@ use crate::image_cache::build::build;
 use crate::image_cache::dereference::{CacheFacts, NodeFacts, Nodes, Surroundings};
 use crate::image_cache::refresh::{self, Due};
 use crate::image_cache::resources::{Prepared, Resources};
+use crate::image_cache::secrets::PullSecrets;
 use crate::image_cache::served::Registries;
 use crate::image_cache::status::{Outcome, status};
 use crate::image_cache::validate::{ValidatedImageCache, validate};
@@ -56,6 +57,8 @@ pub(crate) struct World {
     pub(crate) statuses: BTreeMap<ObjectKey, ImageCacheStatus>,
     /// What pods name, on every node.
     pub(crate) pods: HashSet<ImageReference>,
+    /// What every object's pull secrets hold.
+    pub(crate) secrets: Option<PullSecrets>,
     pub(crate) now: Timestamp,
     pub(crate) uptime: Duration,
     facts: Nodes,
@@ -75,6 +78,7 @@ impl World {
             slots: Slots::new(usize::MAX / 2),
             statuses: BTreeMap::new(),
             pods: HashSet::new(),
+            secrets: None,
             now: "2026-06-01T12:00:00Z".parse().unwrap(),
             uptime: Duration::from_hours(1),
             facts: Nodes::new(),
@@ -175,6 +179,7 @@ impl World {
             cache: &self.cache,
             previous: self.wishes.of(&object.key),
             verdicts: self.wishes.verdicts(&object.key),
+            secrets: self.secrets.as_ref(),
             status: self.statuses.get(&object.key),
             now: self.now,
             uptime: self.uptime,

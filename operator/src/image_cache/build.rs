@@ -12,6 +12,7 @@ use super::assign::Assignment;
 use super::dereference::Surroundings;
 use super::refresh::Due;
 use super::resources::{CacheRequests, Pins, Prepared, Resources};
+use super::secrets::{self, Lending};
 use super::validate::ValidatedImageCache;
 use crate::labels::pin_source;
 use crate::node_cache::wishes::{ImageWish, NodeWish, ObjectWishes, SetName};
@@ -163,10 +164,13 @@ fn cache(
             .saturating_add(Pins::LIFETIME)
             .unwrap_or(around.now),
     };
+    let lending =
+        |logins| Lending::new(pin_source(&object.key.namespace, &object.key.name), logins);
     if object.deleted.is_some() {
         return CacheRequests {
             prefetch: Vec::new(),
             pins: pins(Vec::new(), Vec::new()),
+            lending: lending(Vec::new()),
         };
     }
     let mut by_platforms: BTreeMap<Vec<Platform>, Vec<String>> = BTreeMap::new();
@@ -197,12 +201,15 @@ fn cache(
         })
     });
     let frozen = frozen.collect();
+    let served = around.secrets.zip(around.cache.registries.as_ref());
+    let logins = served.map(|(secrets, registries)| secrets::logins(object, secrets, registries));
     CacheRequests {
         prefetch: jobs.collect(),
         pins: pins(
             all.map(|image| image.spelling.to_string()).collect(),
             frozen,
         ),
+        lending: lending(logins.unwrap_or_default()),
     }
 }
 

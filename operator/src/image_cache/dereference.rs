@@ -14,6 +14,7 @@ use coral_schema::oci::Platform;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use super::secrets::PullSecrets;
 use super::served::Registries;
 use crate::node_cache::wishes::{NodeVerdicts, ObjectWishes};
 
@@ -33,6 +34,8 @@ pub struct Surroundings<'a> {
     pub previous: Option<&'a ObjectWishes>,
     /// What nodes' lists said to it.
     pub verdicts: Option<&'a NodeVerdicts>,
+    /// What its pull secrets hold, once they were read.
+    pub secrets: Option<&'a PullSecrets>,
     /// What was last said of it.
     pub status: Option<&'a ImageCacheStatus>,
     /// Wall clock.
@@ -313,6 +316,8 @@ pub struct CacheFacts {
     pub registries: Option<Registries>,
     /// For how long it has not answered; nothing when it answers.
     pub away: Option<Duration>,
+    /// Why it does not take the object's logins, if that is so.
+    pub lending: Option<String>,
     /// Progress of this object's images, by the spelling of the spec. Kept while the cache is away.
     pub images: HashMap<String, PrefetchImage>,
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::assign::Assignment;
 use super::refresh::{self, Due};
+use super::secrets::Lending;
 use crate::node_cache::wishes::ObjectWishes;
 
 /// Not asked for yet.
@@ -40,6 +41,8 @@ pub struct CacheRequests {
     pub prefetch: Vec<PrefetchRequest>,
     /// What it shall not evict; without images the source's pins go.
     pub pins: Pins,
+    /// What it may log in with.
+    pub lending: Lending,
 }
 
 /// What the cache shall not evict.

@@ -54,6 +54,8 @@ pub struct ValidatedImageCache {
     pub sequential: bool,
     /// Among objects.
     pub priority: i32,
+    /// Names of Secrets in the object's own namespace (L30).
+    pub pull_secrets: Vec<String>,
     /// After failures.
     pub retry: Retry,
     /// `PurgeUnused`, and how long a purge may take.
@@ -204,6 +206,7 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         concurrency,
         sequential: spec.rollout.order == RolloutOrder::Sequential,
         priority: spec.rollout.priority,
+        pull_secrets: pull_secrets(spec),
         retry: spec.retry.clone(),
         purge: (spec.retention.deletion_policy == DeletionPolicy::PurgeUnused)
             .then_some(spec.retention.purge_timeout.0),
@@ -251,8 +254,17 @@ fn words(spec: &ImageCacheSpec, mistakes: &mut Mistakes) {
         mistakes,
     );
     mistakes.unsupported(spec.rollout.window.is_some(), "spec.rollout.window");
-    mistakes.unsupported(spec.image_pull_secrets.is_some(), "spec.imagePullSecrets");
     mistakes.unsupported(spec.scheduling.is_some(), "spec.scheduling");
+}
+
+fn pull_secrets(spec: &ImageCacheSpec) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for secret in spec.image_pull_secrets.iter().flatten() {
+        if !names.contains(&secret.name) {
+            names.push(secret.name.clone());
+        }
+    }
+    names
 }
 
 fn concurrency(spec: &ImageCacheSpec, mistakes: &mut Mistakes) -> Concurrency {

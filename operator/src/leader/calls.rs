@@ -4,20 +4,23 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coral_schema::admin::CredentialRequest;
 use coral_schema::crd::{ImageCache, NodeCache};
 use coral_schema::oci::ImageReference;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use kube::Client;
 use tokio::time::Instant;
 
 use super::metrics::Step;
+use super::secrets::{self, SecretKey};
 use super::world::{Seen, object_key};
 use super::{Leader, Writing};
 use crate::api::ApiError;
 use crate::events::{self, Happening};
 use crate::node_cache::wishes::ObjectKey;
-use crate::registry::follow::{Answer, Question};
+use crate::registry::follow::{Answer, LENT_FOR, Question};
 use crate::registry::{Registry, RegistryError};
 
 /// A call on its way.
@@ -31,6 +34,7 @@ pub(super) enum Answered {
     Status(ObjectKey, Result<ImageCache, ApiError>),
     Finalizer(ObjectKey, Result<ImageCache, ApiError>),
     Event(Result<(), ApiError>),
+    Secret(SecretKey, secrets::Read),
     Registry(Question, Result<Answer, RegistryError>),
 }
 
@@ -45,8 +49,27 @@ pub(super) fn ask(registry: &Registry, question: Question) -> Call {
                 registry.pin(source, wanted).await.map(|()| Answer::Done)
             }
             Question::Unpin(source) => registry.unpin(source).await.map(|()| Answer::Done),
+            Question::Lend(_, lending) => {
+                let expires = Timestamp::now().saturating_add(LENT_FOR);
+                let wanted = CredentialRequest {
+                    entries: lending.logins.to_vec(),
+                    expires: expires.unwrap_or(Timestamp::MAX).to_string(),
+                };
+                let lent = registry.lend(&lending.source, &wanted).await;
+                lent.map(|()| Answer::Done)
+            }
+            Question::TakeBack(source) => registry.take_back(source).await.map(|()| Answer::Done),
         };
         Answered::Registry(question, answer)
+    }
+    .boxed()
+}
+
+pub(super) fn read_secret(client: &Client, key: SecretKey) -> Call {
+    let client = client.clone();
+    async move {
+        let read = secrets::read(&client, &key).await;
+        Answered::Secret(key, read)
     }
     .boxed()
 }
@@ -84,6 +107,14 @@ impl Leader {
                 if let Err(error) = answer {
                     self.metrics.failed(Step::WriteEvent, error.category());
                     tracing::debug!(%error, "an event was not written");
+                }
+            }
+            Answered::Secret(key, answer) => {
+                if let Err(error) = &answer {
+                    self.metrics.failed(Step::ReadSecret, error.category());
+                }
+                for object in self.secrets.answer(&key, answer, now) {
+                    self.due.objects.mark(&object, now);
                 }
             }
             Answered::Registry(question, answer) => {

@@ -37,6 +37,7 @@ pub(super) enum Step {
     WriteStatus,
     WriteFinalizer,
     WriteEvent,
+    ReadSecret,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

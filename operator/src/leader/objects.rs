@@ -43,8 +43,13 @@ impl Leader {
         now: Instant,
     ) {
         let key = &validated.key;
+        self.secrets.want(key, &validated.pull_secrets, now);
+        let secrets = self.secrets.of(key);
         let cache = self.cache.facts(key, now);
-        let around = self.around(key, &cache, now);
+        let around = Surroundings {
+            secrets: secrets.as_ref(),
+            ..self.around(key, &cache, now)
+        };
         let previous = self.statuses.get(key).or(object.status.as_ref());
         let interval = self.settings.refresh_interval;
         let due = refresh::due(validated, previous, interval, around.now);
@@ -60,8 +65,11 @@ impl Leader {
                 self.due.objects.mark(&waiting, now);
             }
         }
-        let resources = self.hand_over(resources, &assignment, now);
-        let around = self.around(key, &cache, now);
+        let resources = self.hand_over(resources, &assignment, secrets.is_some(), now);
+        let around = Surroundings {
+            secrets: secrets.as_ref(),
+            ..self.around(key, &cache, now)
+        };
         let status = status::status(&Outcome {
             object: validated,
             assignment: &assignment,
@@ -86,6 +94,7 @@ impl Leader {
             cache,
             previous: self.wishes.of(key),
             verdicts: self.wishes.verdicts(key),
+            secrets: None,
             status: self.statuses.get(key).or_else(|| {
                 let object = self.world.objects.get(&key.namespace, &key.name)?;
                 object.status.as_ref()
@@ -95,16 +104,20 @@ impl Leader {
         }
     }
 
-    /// Asks the cache and nodes.
+    /// Asks the cache and nodes. The cache is not asked before pull secrets were read: it would be refused.
     fn hand_over(
         &mut self,
         resources: Resources<Prepared>,
         assignment: &Assignment,
+        secrets_read: bool,
         now: Instant,
     ) -> Resources<Applied> {
         let key = resources.wishes.object.clone();
-        self.cache.want(&key, resources.cache.clone(), now);
-        let resources = resources.applied(self.cache.took(&key), assignment);
+        if secrets_read {
+            self.cache.want(&key, resources.cache.clone(), now);
+        }
+        let took = secrets_read && self.cache.took(&key);
+        let resources = resources.applied(took, assignment);
         for node in self.wishes.set(resources.wishes.clone()) {
             self.due.nodes.mark(&node, now);
         }
@@ -133,6 +146,7 @@ impl Leader {
             self.due.nodes.mark(&node, now);
         }
         self.slots.remove(key);
+        self.secrets.forget(key);
         for waiting in self.slots.waiting() {
             self.due.objects.mark(&waiting, now);
         }

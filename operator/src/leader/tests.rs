@@ -11,6 +11,7 @@ use crate::lease::Times;
 use crate::registry::Config;
 use crate::registry::follow::{Answer, Question};
 
+mod secrets;
 mod server;
 
 const STATUS: &str = "PATCH /apis/coral.dev/v1alpha1/namespaces/ml/imagecaches/a/status";

@@ -18,11 +18,14 @@ use self::object::Followed;
 use super::RegistryError;
 use crate::image_cache::dereference::CacheFacts;
 use crate::image_cache::resources::CacheRequests;
+use crate::image_cache::secrets::Lending;
 use crate::image_cache::served::Registries;
 use crate::node_cache::wishes::ObjectKey;
 
 mod job;
 mod object;
+
+pub(crate) use self::object::LENT_FOR;
 
 /// Something to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub enum Question {
     Pin(ObjectKey, String, PinRequest),
     /// The object is gone, or pins nothing.
     Unpin(String),
+    /// Take these logins of an object.
+    Lend(ObjectKey, Lending),
+    /// The object is gone, or lends nothing any more.
+    TakeBack(String),
 }
 
 /// An answer.
@@ -65,6 +72,8 @@ pub struct Follower {
     objects: BTreeMap<ObjectKey, Followed>,
     /// Sources whose pins go, with the time of the next try.
     unpin: BTreeMap<String, Instant>,
+    /// Sources whose logins go, with the time of the next try.
+    take_back: BTreeMap<String, Instant>,
 }
 
 impl Follower {
@@ -78,6 +87,7 @@ impl Follower {
             error: None,
             objects: BTreeMap::new(),
             unpin: BTreeMap::new(),
+            take_back: BTreeMap::new(),
         }
     }
 
@@ -111,13 +121,21 @@ impl Follower {
         CacheFacts {
             registries: self.registries().cloned(),
             away: self.away.map(|since| now.duration_since(since)),
+            lending: self
+                .objects
+                .get(key)
+                .and_then(|followed| followed.lend_problem.clone()),
             images: by_reference,
         }
     }
 
     /// What an object asks for now.
     pub fn want(&mut self, key: &ObjectKey, wanted: CacheRequests, now: Instant) {
-        let CacheRequests { prefetch, pins } = wanted;
+        let CacheRequests {
+            prefetch,
+            pins,
+            lending,
+        } = wanted;
         if prefetch.is_empty() && pins.images.is_empty() {
             // It is being deleted.
             if self.objects.contains_key(key) {
@@ -126,12 +144,19 @@ impl Follower {
             return;
         }
         self.unpin.remove(&pins.source);
+        if !lending.logins.is_empty() {
+            self.take_back.remove(&lending.source);
+        }
         let Some(followed) = self.objects.get_mut(key) else {
             let jobs = prefetch.into_iter().map(|request| Job::new(request, now));
             let followed = Followed {
                 jobs: jobs.collect(),
                 pins,
                 pins_due: now,
+                lend_due: (!lending.logins.is_empty()).then_some(now),
+                lending,
+                is_lent: false,
+                lend_problem: None,
                 asking: false,
             };
             self.objects.insert(key.clone(), followed);
@@ -144,6 +169,9 @@ impl Follower {
             followed.pins_due = now;
         }
         followed.pins = pins;
+        if let Some(source) = followed.lend(lending, now) {
+            self.take_back.insert(source, now);
+        }
         let mut before = std::mem::take(&mut followed.jobs);
         for request in prefetch {
             let same = before.iter().position(|job| job.answers(&request));
@@ -162,7 +190,10 @@ impl Follower {
 
     /// The object is gone, and its pins go, too.
     pub fn forget(&mut self, key: &ObjectKey, source: String, now: Instant) {
-        self.objects.remove(key);
+        let followed = self.objects.remove(key);
+        if followed.is_some_and(|followed| followed.is_lent) {
+            self.take_back.insert(source.clone(), now);
+        }
         self.unpin.insert(source, now);
     }
 
@@ -173,8 +204,12 @@ impl Follower {
             return probe;
         }
         let objects = self.objects.values().filter_map(Followed::next);
-        let unpin = self.unpin.values().copied();
-        probe.into_iter().chain(objects).chain(unpin).min()
+        let sources = self.unpin.values().chain(self.take_back.values());
+        probe
+            .into_iter()
+            .chain(objects)
+            .chain(sources.copied())
+            .min()
     }
 
     /// What to ask now, at most `most` questions. Each has to be answered by [`Follower::answer`].
@@ -191,6 +226,12 @@ impl Follower {
             if questions.len() < most && *due <= now {
                 *due = now + BUSY;
                 questions.push(Question::Unpin(source.clone()));
+            }
+        }
+        for (source, due) in &mut self.take_back {
+            if questions.len() < most && *due <= now {
+                *due = now + BUSY;
+                questions.push(Question::TakeBack(source.clone()));
             }
         }
         for (key, followed) in &mut self.objects {
@@ -211,7 +252,10 @@ impl Follower {
         now: Instant,
     ) -> Affected {
         let was_away = self.away.is_some();
+        let is_lending = matches!(question, Question::Lend(..) | Question::TakeBack(_));
         match &answer {
+            // Who may not lend may still ask for the rest.
+            Err(RegistryError::Denied { .. } | RegistryError::Plain) if is_lending => {}
             Err(error @ (RegistryError::Away(_) | RegistryError::Denied { .. })) => {
                 if self.error.as_ref() != Some(error) {
                     tracing::warn!(%error, "the cache cannot be asked");
@@ -249,7 +293,23 @@ impl Follower {
                 }
                 Affected::None
             }
-            Question::Start(key, _) | Question::Progress(key, _) | Question::Pin(key, _, _) => {
+            Question::TakeBack(source) => {
+                match answer {
+                    // They end by themselves within the hour.
+                    Ok(_)
+                    | Err(
+                        RegistryError::Refused { .. }
+                        | RegistryError::Denied { .. }
+                        | RegistryError::Plain,
+                    ) => drop(self.take_back.remove(source)),
+                    Err(_) => {}
+                }
+                Affected::None
+            }
+            Question::Start(key, _)
+            | Question::Progress(key, _)
+            | Question::Pin(key, _, _)
+            | Question::Lend(key, _) => {
                 let Some(followed) = self.objects.get_mut(key) else {
                     return Affected::None;
                 };

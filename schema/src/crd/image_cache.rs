@@ -60,7 +60,6 @@ pub(super) const DIGEST: &str = "^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$";
         "self.sets.map(s, s.images.size()).sum() <= 256",
         "all sets together list more than 256 images; make several ImageCaches"
     ),
-    validation = ("!has(self.imagePullSecrets)", "imagePullSecrets does not work in this version; give the registry the credentials"),
     validation = ("!has(self.scheduling)", "scheduling does not work in this version")
 )]
 pub struct ImageCacheSpec {
@@ -71,7 +70,8 @@ pub struct ImageCacheSpec {
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub sets: Vec<ImageSet>,
-    /// Pull secrets of this namespace. Does not work in this version.
+    /// Pull secrets of this namespace, lent to the cluster's cache for the repositories of the images; nodes never get
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub image_pull_secrets: Option<Vec<SecretName>>,

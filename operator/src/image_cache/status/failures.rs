@@ -76,11 +76,26 @@ pub(super) fn failures<'a>(outcome: &Outcome<'a>) -> Failures<'a> {
         if let Some((reason, message)) = progress.and_then(cache_failure) {
             let found = all.entry((Some(&image.spelling), reason)).or_default();
             // What the cache says is nearer to the cause than what nodes say.
-            found.message = message;
+            found.message = with_secrets(outcome, reason, message);
         }
     }
     conflicts(outcome, &mut all);
     all
+}
+
+/// A pull secret that is of no use explains a refusal; upstreams also say that what they do not show does not exist.
+fn with_secrets(outcome: &Outcome<'_>, reason: Reason, message: Option<String>) -> Option<String> {
+    if !matches!(
+        reason,
+        Reason::Unauthorized | Reason::Forbidden | Reason::NotFound
+    ) {
+        return message;
+    }
+    let around = outcome.around;
+    let mut secrets = around.secrets.into_iter().flat_map(|it| &it.problems);
+    let problem = around.cache.lending.as_ref().or(secrets.next());
+    let words: Vec<String> = problem.cloned().into_iter().chain(message).collect();
+    (!words.is_empty()).then(|| words.join("; "))
 }
 
 fn cache_failure(progress: &PrefetchImage) -> Option<(Reason, Option<String>)> {

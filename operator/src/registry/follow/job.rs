@@ -61,6 +61,13 @@ impl Job {
         self
     }
 
+    /// It has got logins: what failed without them need not wait.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        if self.failures > 0 && self.id.is_none() {
+            self.due = Some(now);
+        }
+    }
+
     pub(super) fn progress(&mut self, status: PrefetchStatus, now: Instant) -> bool {
         let PrefetchStatus {
             id: _,

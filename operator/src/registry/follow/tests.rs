@@ -1,12 +1,15 @@
 use std::slice::from_ref;
 
+use coral_schema::admin::LentLogin;
 use coral_schema::admin::{PrefetchReason, PrefetchState};
 use coral_schema::oci::Digest;
+use coral_schema::oci::docker_config::DockerLogin;
 
 use super::job::LOOK;
 use super::object::PINS;
 use super::*;
 use crate::image_cache::resources::Pins;
+use crate::image_cache::secrets::Lending;
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey {
@@ -33,7 +36,16 @@ fn wanted(prefetch: Vec<PrefetchRequest>) -> CacheRequests {
             frozen: Vec::new(),
             expires: "2026-01-31T12:00:00Z".parse().unwrap(),
         },
+        lending: lending(&[]),
     }
+}
+
+fn lending(tokens: &[&str]) -> Lending {
+    let logins = tokens.iter().map(|token| LentLogin {
+        repository: "docker.io/library/nginx".to_owned(),
+        login: DockerLogin::RegistryToken((*token).into()),
+    });
+    Lending::new("operator/ml/a".to_owned(), logins.collect())
 }
 
 fn image(reference: &str, state: PrefetchState) -> PrefetchImage {
@@ -264,6 +276,65 @@ async fn l24_a_refresh_is_posted_once_however_often_it_is_built() {
     follower.want(&key("a"), wanted(vec![refresh]), start);
     assert!(!follower.took(&key("a")));
     assert_eq!(follower.ask(8, start).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l32_logins_are_lent_first_renewed_replaced_and_taken_back() {
+    let start = Instant::now();
+    let mut follower = reachable(start);
+    let wanted = |tokens: &[&str]| CacheRequests {
+        lending: lending(tokens),
+        ..wanted(vec![request(&["nginx"], "linux/amd64")])
+    };
+    follower.want(&key("a"), wanted(&["one"]), start);
+    let lend = |tokens: &[&str]| Question::Lend(key("a"), lending(tokens));
+    assert_eq!(follower.ask(8, start), [lend(&["one"])]);
+    // It may not lend: it may still ask for the rest.
+    let denied = RegistryError::Denied {
+        status: 403,
+        reason: "not here".to_owned(),
+    };
+    follower.answer(&lend(&["one"]), Err(denied), start);
+    assert!(follower.is_reachable());
+    let problem = follower.facts(&key("a"), start).lending.unwrap();
+    assert!(problem.contains("not here"), "{problem}");
+    let look = started(&mut follower, start);
+    let failed = status(
+        PrefetchState::Failed,
+        vec![image("nginx", PrefetchState::Failed)],
+    );
+    follower.answer(&look, Ok(failed), start);
+
+    // As soon as it may, what failed is tried again.
+    let now = start + BUSY;
+    assert_eq!(follower.ask(8, now), [lend(&["one"])]);
+    follower.answer(&lend(&["one"]), Ok(Answer::Done), now);
+    assert_eq!(follower.facts(&key("a"), now).lending, None);
+    assert!(matches!(&follower.ask(8, now)[..], [Question::Start(..)]));
+    let start_question = Question::Start(key("a"), request(&["nginx"], "linux/amd64"));
+    follower.answer(&start_question, Ok(Answer::Started("2".to_owned())), now);
+
+    assert_eq!(
+        follower.objects[&key("a")].lend_due,
+        Some(now + object::RENEW)
+    );
+    assert!(object::RENEW * 2 < LENT_FOR);
+    follower.want(&key("a"), wanted(&["two", "three"]), now);
+    assert_eq!(follower.ask(8, now), [lend(&["two", "three"])], "rotated");
+    follower.answer(&lend(&["two", "three"]), Ok(Answer::Done), now);
+    follower.want(&key("a"), wanted(&[]), now);
+    let take_back = Question::TakeBack("operator/ml/a".to_owned());
+    assert_eq!(follower.ask(8, now)[0], take_back);
+    follower.answer(&take_back, Ok(Answer::Done), now);
+
+    follower.want(&key("a"), wanted(&["four"]), now);
+    follower.ask(8, now);
+    follower.answer(&lend(&["four"]), Ok(Answer::Done), now);
+    follower.forget(&key("a"), "operator/ml/a".to_owned(), now);
+    assert!(
+        follower.ask(8, now).contains(&take_back),
+        "the object is gone"
+    );
 }
 
 #[tokio::test(start_paused = true)]
