@@ -11,6 +11,7 @@
 //! | `objects` | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its wishes |
 //! | `reports` | what is said of it: status, events, finalizer |
 //! | `nodes` | looks at one node: merges wishes, writes its `NodeCache` |
+//! | `pace` | how fast it writes |
 //! | `secrets` | pull secrets, read by name and again every minute |
 //! | `calls` | the calls on their way, and what their answers mean |
 
@@ -27,6 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Call;
+use self::pace::Pace;
 use self::secrets::Secrets;
 use self::world::{Mark, World};
 use crate::address::NodeAddress;
@@ -43,6 +45,7 @@ mod changes;
 mod metrics;
 mod nodes;
 mod objects;
+mod pace;
 mod reports;
 mod secrets;
 mod world;
@@ -83,6 +86,7 @@ pub struct Leader {
     counts: HashMap<ObjectKey, metrics::Images>,
     told: Limiter,
     due: Due,
+    pace: Pace,
     /// When every object was looked at with all that is to be known; no `NodeCache` is written before.
     open: Opening,
     calls: FuturesUnordered<Call>,
@@ -138,6 +142,7 @@ impl Leader {
                 nodes: Queue::new(NODE_PAUSE),
                 statuses: Queue::new(STATUS_PAUSE),
             },
+            pace: Pace::new(now),
             open: Opening::Listing,
             calls: FuturesUnordered::new(),
             questions: 0,
@@ -175,17 +180,21 @@ impl Leader {
     fn next(&self) -> Instant {
         let now = Instant::now();
         let mut all = vec![now + Duration::from_hours(1)];
-        let waits = match self.open {
+        let nodes = match self.open {
             Opening::Listing => None,
-            Opening::Waiting(until) => Some(until),
+            Opening::Waiting(until) => {
+                all.push(until);
+                None
+            }
             Opening::Open => self.due.nodes.next(),
         };
         if self.open != Opening::Listing {
             all.extend(self.due.objects.next());
-            all.extend(self.due.statuses.next());
             all.extend(self.secrets.next());
+            let writes = nodes.into_iter().chain(self.due.statuses.next()).min();
+            let pace = self.pace.next(now);
+            all.extend(writes.zip(pace).map(|(due, free)| due.max(free)));
         }
-        all.extend(waits);
         if self.questions < MOST_QUESTIONS {
             all.extend(self.cache.next());
         }

@@ -89,7 +89,10 @@ impl Leader {
     pub(super) fn answered(&mut self, answer: Answered) {
         let now = Instant::now();
         match answer {
-            Answered::Node(node, answer) => self.node_answered(&node, answer, now),
+            Answered::Node(node, answer) => {
+                self.pace.ended(&answer, now);
+                self.node_answered(&node, answer, now);
+            }
             Answered::Pods(node, answer) => {
                 self.writing.remove(&Writing::Node(Arc::clone(&node)));
                 match answer {
@@ -98,6 +101,7 @@ impl Leader {
                 }
             }
             Answered::Status(key, answer) => {
+                self.pace.ended(&answer, now);
                 self.object_answered(&key, Step::WriteStatus, answer, now);
             }
             Answered::Finalizer(key, answer) => {

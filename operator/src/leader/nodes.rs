@@ -22,7 +22,7 @@ use crate::node_cache::wishes::{ObjectKey, Owner};
 impl Leader {
     /// As many as there is room for.
     pub(super) fn write_nodes(&mut self, now: Instant) {
-        while self.calls.len() < MOST_CALLS {
+        while self.calls.len() < MOST_CALLS && self.pace.is_free(now) {
             let Some(node) = self.due.nodes.take(now) else {
                 return;
             };
@@ -47,6 +47,7 @@ impl Leader {
                     let deleted = apply::delete(&client, &name, uid).await;
                     Answered::Node(name, deleted.map(|()| None))
                 };
+                self.pace.start(Instant::now());
                 self.writing.insert(Writing::Node(Arc::clone(node)));
                 self.calls.push(call.boxed());
             }
@@ -99,6 +100,7 @@ impl Leader {
     fn write_spec(&mut self, node: &Arc<str>, spec: NodeCacheSpec) {
         self.remember_purges(node, &spec);
         self.metrics.node_writes.inc();
+        self.pace.start(Instant::now());
         let (client, name) = (self.client.clone(), Arc::clone(node));
         let call = async move {
             let written = apply::apply(&client, &name, spec).await;

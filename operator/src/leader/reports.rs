@@ -63,7 +63,7 @@ impl Leader {
 
     /// As many as there is room for.
     pub(super) fn write_statuses(&mut self, now: Instant) {
-        while self.calls.len() < MOST_CALLS {
+        while self.calls.len() < MOST_CALLS && self.pace.is_free(now) {
             let Some(key) = self.due.statuses.take(now) else {
                 return;
             };
@@ -79,6 +79,7 @@ impl Leader {
                 continue;
             }
             self.metrics.status_writes.inc();
+            self.pace.start(now);
             let (client, status) = (self.client.clone(), status.clone());
             let call = async move {
                 let written = apply::status(&client, &key, &status).await;

@@ -11,6 +11,7 @@ use crate::lease::Times;
 use crate::registry::Config;
 use crate::registry::follow::{Answer, Question};
 
+mod away;
 mod secrets;
 mod server;
 
