@@ -162,9 +162,9 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
         ),
         field(
             "rollout",
-            json!({ "priority": -1000 }),
-            json!({ "window": { "schedule": "0 22 * * *", "duration": "6h" } }),
-            "window does not work",
+            json!({ "window": { "schedule": "0 22 * * *", "duration": "6h" }, "priority": -1000 }),
+            json!({ "window": { "schedule": "0 22 * * *", "duration": "59s" } }),
+            "at least 1m",
         ),
         field(
             "rollout",

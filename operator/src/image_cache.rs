@@ -12,7 +12,7 @@
 //! | apply | writes it, and calls [`resources::Resources::applied`] |
 //! | status | [`status::status`]`(&Outcome) -> ImageCacheStatus`, with the `Resources<Applied>` in it |
 //!
-//! Beside them: [`secrets`] says which logins are lent to the registry, [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
+//! Beside them: [`window`] says when something new is granted, [`secrets`] says which logins are lent to the registry, [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
 //! for on each node.
 
 pub mod apply;
@@ -28,3 +28,4 @@ pub mod status;
 pub mod target;
 pub mod validate;
 pub mod waiting;
+pub mod window;

@@ -102,6 +102,8 @@ pub enum Wait {
     Paused,
     /// The object is suspended.
     Suspended,
+    /// The object's maintenance window is closed.
+    Window,
     /// An earlier set is not done.
     EarlierSet,
     /// The cache does not have its manifests yet, or does not answer.
@@ -127,7 +129,11 @@ pub fn assign(
     let masks = targets(object, around, &mut assignment);
     assignment.nodes = plans(object, around, &masks);
     assignment.ways = way::ways(object, around, &mut assignment.nodes);
-    waves::grant(object, slots, &mut assignment);
+    let is_open = object
+        .window
+        .as_ref()
+        .is_none_or(|it| it.is_open(around.now));
+    waves::grant(object, slots, is_open, &mut assignment);
     assignment
 }
 

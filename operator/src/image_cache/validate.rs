@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource as _;
 
 use super::target::NodeFilter;
+use super::window::Window;
 use crate::node_cache::wishes::ObjectKey;
 
 /// An `ImageCache` that can be evaluated.
@@ -50,6 +51,8 @@ pub struct ValidatedImageCache {
     pub tag_policy: TagPolicy,
     /// How many nodes pull at once.
     pub concurrency: Concurrency,
+    /// Nothing new is granted outside of it.
+    pub window: Option<Window>,
     /// A set waits for the one before it.
     pub sequential: bool,
     /// Among objects.
@@ -181,6 +184,8 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         mistakes.add("spec.sets", message);
     }
     let concurrency = concurrency(spec, &mut mistakes);
+    let window = spec.rollout.window.as_ref();
+    let window = window.and_then(|window| Window::new(window, &mut mistakes));
     if !mistakes.0.is_empty() {
         return Err(Invalid(mistakes.0));
     }
@@ -204,6 +209,7 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         on_eviction: spec.refresh.on_eviction,
         tag_policy: spec.refresh.tag_policy,
         concurrency,
+        window,
         sequential: spec.rollout.order == RolloutOrder::Sequential,
         priority: spec.rollout.priority,
         pull_secrets: pull_secrets(spec),
@@ -253,7 +259,6 @@ fn words(spec: &ImageCacheSpec, mistakes: &mut Mistakes) {
         "spec.retention.deletionPolicy",
         mistakes,
     );
-    mistakes.unsupported(spec.rollout.window.is_some(), "spec.rollout.window");
     mistakes.unsupported(spec.scheduling.is_some(), "spec.scheduling");
 }
 

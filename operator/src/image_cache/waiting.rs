@@ -121,6 +121,7 @@ fn why(wait: Wait) -> &'static str {
         Wait::WarmerSilent => "the node's warmer does not answer",
         Wait::Paused => "the node is paused (annotation coral.dev/paused)",
         Wait::Suspended => "spec.suspend is true",
+        Wait::Window => "for the maintenance window (spec.rollout.window)",
         Wait::EarlierSet => "an earlier set is not done (spec.rollout.order: Sequential)",
         Wait::Cache => "for the cache to have its manifests",
         Wait::NodeAhead => "for the node that pulls it first",

@@ -251,8 +251,7 @@ pub enum TagPolicy {
     validation = (
         "!has(self.maxConcurrentNodes) || (type(self.maxConcurrentNodes) == int ? self.maxConcurrentNodes >= 1 : self.maxConcurrentNodes.matches('^([1-9][0-9]?|100)%$'))",
         "maxConcurrentNodes is a number from 1, or a share like 10%"
-    ),
-    validation = ("!has(self.window)", "window does not work in this version")
+    )
 )]
 pub struct Rollout {
     /// So many nodes pull at once, as a number or as a share of the object's nodes, rounded up; `10%` by default.
@@ -266,7 +265,7 @@ pub struct Rollout {
     #[serde(default)]
     #[schemars(range(min = -1000, max = 1000))]
     pub priority: i32,
-    /// Pulls start only then. Does not work in this version.
+    /// Nodes are told of something new only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
 }
@@ -292,9 +291,10 @@ pub enum RolloutOrder {
     Unknown,
 }
 
-/// When pulls may start.
+/// When nodes may be told of something new.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("duration(self.duration) >= duration('1m')", "duration is at least 1m"))]
 pub struct Window {
     /// When it opens, as a cron expression of five fields.
     #[schemars(length(min = 9, max = 100))]

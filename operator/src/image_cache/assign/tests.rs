@@ -205,6 +205,31 @@ rollout: {order: Sequential, maxConcurrentNodes: 2}",
 }
 
 #[test]
+fn a_closed_window_grants_nothing_and_takes_nothing_back() {
+    let mut world = World::with_nodes(2);
+    world.cached(IMAGE);
+    let object = object(
+        "a",
+        &format!(
+            "{EVERYWHERE}\nrollout: {{maxConcurrentNodes: 1, window: {{schedule: '0 22 * * *', duration: 6h}}}}"
+        ),
+    );
+    let status = world.reconcile(&object);
+    assert!(world.write() == ["n000", "n001"] && world.told(IMAGE).is_empty());
+    let ready = &status.conditions[0].message;
+    assert!(ready.contains("opens at 2026-06-01T22:00:00Z"), "{ready}");
+    world.pass(Duration::from_hours(10));
+    world.reconcile(&object);
+    world.write();
+    assert_eq!(world.told(IMAGE), ["n000"]);
+    world.pass(Duration::from_hours(6));
+    world.finish_pulls(PurgeResult::Purged);
+    world.reconcile(&object);
+    world.write();
+    assert_eq!(world.told(IMAGE), ["n000"]);
+}
+
+#[test]
 fn suspended_grants_nothing_and_takes_nothing_back() {
     let mut world = World::with_nodes(3);
     let object = two_at_once(&mut world);

@@ -11,7 +11,12 @@ use super::{Assignment, Grant, NodePlan, Pair, Progress, Slots, Wait, Way};
 use crate::image_cache::validate::ValidatedImageCache;
 
 /// Tells further nodes of their images, or says why not.
-pub(super) fn grant(object: &ValidatedImageCache, slots: &Slots, assignment: &mut Assignment) {
+pub(super) fn grant(
+    object: &ValidatedImageCache,
+    slots: &Slots,
+    is_open: bool,
+    assignment: &mut Assignment,
+) {
     let Assignment {
         nodes,
         ways,
@@ -27,6 +32,7 @@ pub(super) fn grant(object: &ValidatedImageCache, slots: &Slots, assignment: &mu
     let mut wave = Wave {
         object,
         ways,
+        is_open,
         stage: stage(object, nodes),
         ahead: somebody_ahead(ways.len(), nodes),
         free: object
@@ -60,6 +66,8 @@ enum Told {
 struct Wave<'a> {
     object: &'a ValidatedImageCache,
     ways: &'a [Way],
+    /// Is the maintenance window open?
+    is_open: bool,
     /// Sets of an index above this wait.
     stage: u32,
     /// Per image: a node pulls it ahead of the others.
@@ -116,6 +124,8 @@ impl Wave<'_> {
             Some(Wait::Suspended)
         } else if plan.node.paused {
             Some(Wait::Paused)
+        } else if !self.is_open {
+            Some(Wait::Window)
         } else {
             None
         }

@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::count::{Drift, Tally};
 use super::failures::{Failures, shortened};
 use super::{Outcome, whole_seconds};
+use crate::image_cache::assign::{Pair, Progress, Wait};
+use crate::image_cache::window::Window;
 
 /// Characters of a message: enough for a sentence per part of the object.
 const LONGEST: usize = 1024;
@@ -108,6 +110,12 @@ fn nodes_message(outcome: &Outcome<'_>, tally: &Tally, reason: Reason) -> String
         let left = usize::try_from(nodes.desired - nodes.ready).unwrap_or(usize::MAX);
         parts.push(format!("waiting for {}", listed(&tally.waiting, left)));
     }
+    if let Some(window) = closed_window(outcome) {
+        parts.push(match window.next(outcome.around.now) {
+            Some(next) => format!("the maintenance window opens at {next}"),
+            None => "the maintenance window never opens".to_owned(),
+        });
+    }
     if nodes.skipped > 0 {
         parts.push(format!("{} not ready, skipped", nodes.skipped));
     }
@@ -119,6 +127,19 @@ fn nodes_message(outcome: &Outcome<'_>, tally: &Tally, reason: Reason) -> String
         parts.push(format!("{short} replicas have no node"));
     }
     parts.join("; ")
+}
+
+/// The window, if something waits for it.
+fn closed_window<'a>(outcome: &Outcome<'a>) -> Option<&'a Window> {
+    let waits = |pair: &Pair| {
+        matches!(
+            pair.progress,
+            Progress::NotGranted(Wait::Window) | Progress::Outdated(Wait::Window)
+        )
+    };
+    let mut pairs = outcome.assignment.nodes.iter().flat_map(|it| &it.pairs);
+    let window = outcome.object.window.as_ref()?;
+    pairs.any(waits).then_some(window)
 }
 
 fn has_node_sets(outcome: &Outcome<'_>) -> bool {
