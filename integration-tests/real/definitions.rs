@@ -85,9 +85,12 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
             "imagePullSecrets",
         ),
         (
-            set("name", &json!("a-b")),
-            spec("scheduling", &json!({})),
-            "scheduling does not work",
+            spec(
+                "scheduling",
+                &json!({ "nodeLabel": true, "startupDeadline": "3m" }),
+            ),
+            spec("scheduling", &json!({ "startupDeadline": "soon" })),
+            "scheduling",
         ),
         (set("name", &json!("a-b")), set("name", &json!("A")), "name"),
         (

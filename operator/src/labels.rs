@@ -8,6 +8,9 @@ pub const FIELD_MANAGER: &str = "coral-operator";
 /// Taint of nodes that wait for their images: it never keeps an image away.
 pub const WARMING_TAINT: &str = "coral.dev/warming";
 
+/// What labels of warm nodes start with, see [`scheduling`](crate::scheduling).
+pub const WARM_LABELS: &str = "warm.coral.dev/";
+
 /// The Node owns its `NodeCache`. Without `blockOwnerDeletion`: a node never waits for us.
 pub fn node_owner(name: &str, uid: &str) -> OwnerReference {
     OwnerReference {

@@ -11,6 +11,7 @@
 //! | `objects` | looks at one `ImageCache`: the pipeline of [`image_cache`](crate::image_cache), its wishes |
 //! | `reports` | what is said of it: status, events, finalizer |
 //! | `nodes` | looks at one node: merges wishes, writes its `NodeCache` |
+//! | `says` | labels and taint of one Node |
 //! | `pace` | how fast it writes |
 //! | `secrets` | pull secrets, read by name and again every minute |
 //! | `calls` | the calls on their way, and what their answers mean |
@@ -39,6 +40,7 @@ use crate::node_cache::wishes::{ObjectKey, Wishes};
 use crate::queue::Queue;
 use crate::registry::Registry;
 use crate::registry::follow::{Affected, Follower};
+use crate::scheduling::Scheduling;
 
 mod calls;
 mod changes;
@@ -47,6 +49,7 @@ mod nodes;
 mod objects;
 mod pace;
 mod reports;
+mod says;
 mod secrets;
 mod world;
 
@@ -79,6 +82,7 @@ pub struct Leader {
     world: World,
     cache: Follower,
     secrets: Secrets,
+    scheduling: Scheduling,
     wishes: Wishes,
     slots: Slots,
     /// Statuses as last computed, written or not.
@@ -104,6 +108,8 @@ struct Due {
     objects: Queue<ObjectKey>,
     nodes: Queue<Arc<str>>,
     statuses: Queue<ObjectKey>,
+    /// What Nodes say of warmth.
+    says: Queue<Arc<str>>,
 }
 
 /// May `NodeCache`s be written yet?
@@ -122,6 +128,7 @@ enum Opening {
 enum Writing {
     Object(ObjectKey),
     Node(Arc<str>),
+    Says(Arc<str>),
 }
 
 impl Leader {
@@ -132,6 +139,7 @@ impl Leader {
             world: World::new(&settings, now),
             cache: Follower::new(now),
             secrets: Secrets::default(),
+            scheduling: Scheduling::default(),
             wishes: Wishes::default(),
             slots: Slots::new(settings.max_concurrent_nodes),
             statuses: HashMap::new(),
@@ -141,6 +149,7 @@ impl Leader {
                 objects: Queue::new(OBJECT_PAUSE),
                 nodes: Queue::new(NODE_PAUSE),
                 statuses: Queue::new(STATUS_PAUSE),
+                says: Queue::new(NODE_PAUSE),
             },
             pace: Pace::new(now),
             open: Opening::Listing,
@@ -186,7 +195,10 @@ impl Leader {
                 all.push(until);
                 None
             }
-            Opening::Open => self.due.nodes.next(),
+            Opening::Open => {
+                let says = self.due.says.next();
+                self.due.nodes.next().into_iter().chain(says).min()
+            }
         };
         if self.open != Opening::Listing {
             all.extend(self.due.objects.next());
@@ -223,6 +235,7 @@ impl Leader {
         }
         if self.open == Opening::Open {
             self.write_nodes(now);
+            self.write_says(now);
         }
         self.ask_registry(now);
     }
@@ -267,6 +280,7 @@ impl Leader {
                     }
                 }
                 Mark::Node(node) => self.due.nodes.mark(&node, now),
+                Mark::Says(node) => self.due.says.mark(&node, now),
                 Mark::AllNodes => {
                     for node in self.world.node_names() {
                         self.due.nodes.mark(&node, now);

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod node_cache;
 pub mod queue;
 pub mod registry;
+pub mod scheduling;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod uninstall;

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use coral_schema::crd::node_cache::NodeCacheSpec;
 use coral_schema::crd::{ConditionType, ImageCache, NodeCache, PURGE_FINALIZER};
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::{self, ApiError};
 use crate::lease::Candidate;
+use crate::scheduling::node;
 use crate::{image_cache, node_cache};
 
 /// Why something is left.
@@ -58,6 +60,7 @@ async fn take_away(client: &Client) -> Result<Vec<String>, UninstallError> {
     }
     let silent = wait_for_warmers(&caches).await?;
     let freed = remove_finalizers(client).await?;
+    clean_nodes(client).await?;
     for cache in &all {
         node_cache::apply::delete(client, &cache.name_any(), cache.uid()).await?;
     }
@@ -112,6 +115,18 @@ fn is_released(cache: &NodeCache) -> bool {
     let mirror = ConditionType::MirrorConfigured.as_str();
     let configured = status.conditions.iter().find(|it| it.type_ == mirror);
     answered && configured.is_none_or(|it| it.status == "False")
+}
+
+/// Our labels and our taint go. Where the operator may not write to Nodes it never did.
+async fn clean_nodes(client: &Client) -> Result<(), ApiError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    for node in api::list(&nodes).await? {
+        match node::clean(client, &node).await {
+            Ok(()) | Err(ApiError::NotFound | ApiError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn remove_finalizers(client: &Client) -> Result<usize, ApiError> {

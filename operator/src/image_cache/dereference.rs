@@ -54,12 +54,16 @@ pub struct NodeFacts {
     pub name: Arc<str>,
     /// Its UID: a `NodeCache` of another one is another node's (L14).
     pub uid: String,
+    /// Which state of it these facts are of, for writes that must not undo another's.
+    pub version: Option<String>,
     /// When it joined.
     pub created: Option<Timestamp>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its taints; being unschedulable is one of them.
     pub taints: Vec<Taint>,
+    /// Its taints as they stand in its spec.
+    pub own_taints: Vec<Taint>,
     /// Ready in Kubernetes' sense.
     pub ready: bool,
     /// Since when it is Ready, or not.
@@ -93,9 +97,11 @@ impl NodeFacts {
         let mut facts = Self {
             name: node.metadata.name.as_deref().unwrap_or_default().into(),
             uid,
+            version: node.metadata.resource_version.clone(),
             created: node.metadata.creation_timestamp.as_ref().map(|time| time.0),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             taints: taints(spec),
+            own_taints: spec.and_then(|it| it.taints.clone()).unwrap_or_default(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
             ready_changed: ready
                 .and_then(|condition| condition.last_transition_time.as_ref())

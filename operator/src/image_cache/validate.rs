@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use coral_schema::crd::image_cache::{
     DeletionPolicy, ImageCache, ImageCacheSpec, ImageSet, OnEviction, RegistryPolicy, Retry,
-    RolloutOrder, TagPolicy,
+    RolloutOrder, Scheduling, TagPolicy,
 };
 use coral_schema::crd::{MOST_IMAGES, REFRESH_ANNOTATION};
 use coral_schema::oci::{ImageReference, Platform};
@@ -53,6 +53,8 @@ pub struct ValidatedImageCache {
     pub concurrency: Concurrency,
     /// Nothing new is granted outside of it.
     pub window: Option<Window>,
+    /// What Nodes say of warmth.
+    pub scheduling: Option<Scheduling>,
     /// A set waits for the one before it.
     pub sequential: bool,
     /// Among objects.
@@ -210,6 +212,7 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         tag_policy: spec.refresh.tag_policy,
         concurrency,
         window,
+        scheduling: spec.scheduling.clone(),
         sequential: spec.rollout.order == RolloutOrder::Sequential,
         priority: spec.rollout.priority,
         pull_secrets: pull_secrets(spec),
@@ -259,7 +262,6 @@ fn words(spec: &ImageCacheSpec, mistakes: &mut Mistakes) {
         "spec.retention.deletionPolicy",
         mistakes,
     );
-    mistakes.unsupported(spec.scheduling.is_some(), "spec.scheduling");
 }
 
 fn pull_secrets(spec: &ImageCacheSpec) -> Vec<String> {

@@ -34,6 +34,7 @@ pub(super) enum Answered {
     Status(ObjectKey, Result<ImageCache, ApiError>),
     Finalizer(ObjectKey, Result<ImageCache, ApiError>),
     Event(Result<(), ApiError>),
+    Says(Arc<str>, Result<(), ApiError>),
     Secret(SecretKey, secrets::Read),
     Registry(Question, Result<Answer, RegistryError>),
 }
@@ -113,6 +114,10 @@ impl Leader {
                     tracing::debug!(%error, "an event was not written");
                 }
             }
+            Answered::Says(node, answer) => {
+                self.pace.ended(&answer, now);
+                self.says_answered(&node, answer, now);
+            }
             Answered::Secret(key, answer) => {
                 if let Err(error) = &answer {
                     self.metrics.failed(Step::ReadSecret, error.category());
@@ -181,4 +186,4 @@ impl Leader {
 }
 
 /// After a call of the API server failed.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);

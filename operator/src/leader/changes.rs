@@ -8,6 +8,7 @@ use kube::{Resource as _, ResourceExt as _};
 
 use super::world::Mark;
 use crate::image_cache::dereference::NodeFacts;
+use crate::labels::WARM_LABELS;
 use crate::node_cache::wishes::ObjectKey;
 use crate::watch::Change;
 
@@ -98,8 +99,14 @@ pub(super) fn matters(before: Option<&NodeFacts>, after: Option<&NodeFacts>) -> 
     let (Some(before), Some(after)) = (before, after) else {
         return before.is_some() != after.is_some();
     };
+    // What we write there ourselves is no news.
+    let labels = |facts: &NodeFacts| -> Vec<(String, String)> {
+        let labels = facts.labels.iter();
+        let labels = labels.filter(|(name, _)| !name.starts_with(WARM_LABELS));
+        labels.map(|(a, b)| (a.clone(), b.clone())).collect()
+    };
     before.uid != after.uid
-        || before.labels != after.labels
+        || labels(before) != labels(after)
         || before.taints != after.taints
         || before.ready != after.ready
         || before.ready_changed != after.ready_changed

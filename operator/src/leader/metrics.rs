@@ -38,6 +38,7 @@ pub(super) enum Step {
     WriteFinalizer,
     WriteEvent,
     ReadSecret,
+    WriteNode,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

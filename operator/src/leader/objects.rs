@@ -19,6 +19,7 @@ use crate::image_cache::validate::{Invalid, ValidatedImageCache, validate};
 use crate::image_cache::{finalizer, refresh};
 use crate::labels::pin_source;
 use crate::node_cache::wishes::{ObjectKey, ObjectWishes};
+use crate::scheduling;
 
 impl Leader {
     /// Looks at an object that may be gone.
@@ -60,6 +61,11 @@ impl Leader {
         self.metrics
             .grants
             .inc_by(new_grants(around.previous, &resources.wishes));
+        let wish = scheduling::wish(validated, &assignment);
+        let uptime = self.world.uptime(now);
+        for node in self.scheduling.set(key, wish, uptime) {
+            self.due.says.mark(&node, now);
+        }
         if self.slots.record(validated, assignment.slots.clone()) {
             for waiting in self.slots.waiting() {
                 self.due.objects.mark(&waiting, now);
@@ -129,6 +135,9 @@ impl Leader {
         let key = object_key(object);
         self.wishes.keep(&key);
         self.slots.remove(&key);
+        for node in self.scheduling.keep(&key) {
+            self.due.says.mark(&node, now);
+        }
         let previous = self.statuses.get(&key).or(object.status.as_ref());
         let generation = object.metadata.generation.unwrap_or_default();
         let status = status::invalid(generation, mistakes, previous, Timestamp::now());
@@ -147,6 +156,9 @@ impl Leader {
         }
         self.slots.remove(key);
         self.secrets.forget(key);
+        for node in self.scheduling.remove(key) {
+            self.due.says.mark(&node, now);
+        }
         for waiting in self.slots.waiting() {
             self.due.objects.mark(&waiting, now);
         }

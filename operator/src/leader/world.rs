@@ -54,6 +54,8 @@ pub(super) enum Mark {
     AllObjects,
     Node(Arc<str>),
     AllNodes,
+    /// What the Node itself says may have to change.
+    Says(Arc<str>),
     /// A node's warmer answered a wish to remove an image.
     Outcome(Arc<str>, PurgeOutcome),
     /// A node's warmer says for the first time that it holds everything, so long after the node became Ready.
@@ -187,10 +189,11 @@ impl World {
     fn node_changed(&mut self, name: &str, now: Instant) -> Vec<Mark> {
         let known = self.facts.get(name).cloned();
         self.renew_facts(name, now);
+        let says = Mark::Says(name.into());
         if !matters(known.as_deref(), self.facts.get(name).map(Arc::as_ref)) {
-            return Vec::new();
+            return vec![says];
         }
-        vec![Mark::Node(name.into()), Mark::AllObjects]
+        vec![says, Mark::Node(name.into()), Mark::AllObjects]
     }
 
     fn renew_facts(&mut self, name: &str, now: Instant) {

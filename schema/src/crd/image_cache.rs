@@ -59,8 +59,7 @@ pub(super) const DIGEST: &str = "^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$";
     validation = (
         "self.sets.map(s, s.images.size()).sum() <= 256",
         "all sets together list more than 256 images; make several ImageCaches"
-    ),
-    validation = ("!has(self.scheduling)", "scheduling does not work in this version")
+    )
 )]
 pub struct ImageCacheSpec {
     /// Grants nothing new; running pulls finish.
@@ -90,7 +89,7 @@ pub struct ImageCacheSpec {
     /// What happens to images that are wanted no more.
     #[serde(default)]
     pub retention: Retention,
-    /// What pods may learn from nodes' labels and taints. Does not work in this version.
+    /// What pods may learn from nodes' labels and taints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduling: Option<Scheduling>,
 }
@@ -425,7 +424,7 @@ pub enum GcProtection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Scheduling {
-    /// Warm nodes carry a label.
+    /// Warm nodes carry the label `warm.coral.dev/<namespace>.<name>`.
     #[serde(default)]
     pub node_label: bool,
     /// Nodes that boot with taint `coral.dev/warming` lose it when this object is warm there.

@@ -35,6 +35,8 @@ struct State {
     asked: Vec<(Instant, String)>,
     /// Requests that hold this are refused with 500.
     broken: Option<&'static str>,
+    /// And those that hold this with 403.
+    forbidden: Option<&'static str>,
 }
 
 type Answer = UnsyncBoxBody<Bytes, Infallible>;
@@ -127,6 +129,10 @@ impl Server {
         self.state().broken = what;
     }
 
+    pub(super) fn refuse(&self, what: &'static str) {
+        self.state().forbidden = Some(what);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
     }
@@ -172,14 +178,16 @@ impl Server {
         let (head, body) = request.into_parts();
         let query = head.uri.query().unwrap_or_default().to_owned();
         let asked = format!("{} {}?{query}", head.method, head.uri.path());
-        let broken = {
+        let refused = {
             let mut state = self.state();
-            let broken = state.broken.is_some_and(|broken| asked.contains(broken));
+            let holds = |what: Option<&str>| what.is_some_and(|what| asked.contains(what));
+            let broken = holds(state.broken).then_some(StatusCode::INTERNAL_SERVER_ERROR);
+            let refused = broken.or(holds(state.forbidden).then_some(StatusCode::FORBIDDEN));
             state.asked.push((Instant::now(), asked));
-            broken
+            refused
         };
-        if broken {
-            return refuse(StatusCode::INTERNAL_SERVER_ERROR);
+        if let Some(code) = refused {
+            return refuse(code);
         }
         let target = Target::read(head.uri.path());
         let body = body.collect().await.unwrap().to_bytes();
