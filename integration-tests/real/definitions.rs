@@ -109,19 +109,22 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
             "images",
         ),
         (
-            set("nodes", &json!({})),
-            set("discover", &json!({ "podSelector": {} })),
-            "discover does not work",
+            spec(
+                "sets",
+                &json!([{ "name": "a", "discover": { "podSelector": {} } }]),
+            ),
+            spec("sets", &json!([{ "name": "a" }])),
+            "list images, or discover them",
         ),
         target(
             selector.clone(),
             json!({ "selector": {}, "names": ["a"] }),
-            "either selector or names",
+            "only one of selector, names and podSelector",
         ),
         target(
             json!({ "names": ["a"] }),
-            json!({ "podSelector": {} }),
-            "podSelector does not work",
+            json!({ "names": ["a"], "podSelector": {} }),
+            "only one of selector, names and podSelector",
         ),
         target(
             json!({ "replicas": 2, "topologyKey": "rack" }),

@@ -10,15 +10,16 @@ use coral_schema::admin::{PrefetchImage, PrefetchState};
 use coral_schema::crd::image_cache::Entry;
 use coral_schema::crd::{ImageCache, ImageCacheStatus, NodeCache};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 
 use crate::api::{self, ApiError};
 use crate::image_cache::assign::{Slots, assign};
 use crate::image_cache::dereference::{CacheFacts, NodeFacts, Nodes, Surroundings};
 use crate::image_cache::served::Registries;
-use crate::image_cache::validate::validate;
-use crate::image_cache::waiting;
+use crate::image_cache::validate::{ValidatedImageCache, validate};
+use crate::image_cache::{pods, waiting};
 use crate::node_cache::wishes::ObjectKey;
 use crate::registry::Registry;
 
@@ -64,12 +65,39 @@ pub async fn explain(
         }
     }
     let nodes = facts(&nodes, caches);
-    lines.extend(decide(&object, &objects, &nodes, &cache, most_nodes));
+    match validate(&object) {
+        Ok(mut validated) => {
+            if pods::are_used(&validated) {
+                let running = ListParams::default().fields("status.phase=Running");
+                let pods = Api::<Pod>::namespaced(client.clone(), &key.namespace);
+                join(
+                    &mut validated,
+                    &object,
+                    &api::list_with(&pods, running).await?,
+                );
+            }
+            lines.extend(decide(&validated, &objects, &nodes, &cache, most_nodes));
+        }
+        Err(mistakes) => lines.push(format!("cannot be evaluated: {mistakes}")),
+    }
     Ok(lines.join("\n") + "\n")
 }
 
+/// As a leader that starts now would see it.
+fn join(validated: &mut ValidatedImageCache, object: &ImageCache, pods: &[Pod]) {
+    let pods: Vec<&Pod> = pods.iter().collect();
+    let said = object.status.as_ref();
+    pods::join(
+        validated,
+        &pods,
+        &mut pods::Seen::new(),
+        said,
+        Duration::ZERO,
+    );
+}
+
 fn decide(
-    object: &ImageCache,
+    object: &ValidatedImageCache,
     objects: &[ImageCache],
     nodes: &Nodes,
     cache: &CacheFacts,
@@ -87,16 +115,12 @@ fn decide(
     };
     let mut slots = Slots::new(most_nodes);
     let none_free = Slots::new(0);
-    for other in objects.iter().filter(|other| other.uid() != object.uid()) {
-        if let Ok(other) = validate(other) {
-            let assignment = assign(&other, &around, &none_free);
-            slots.record(&other, assignment.slots);
-        }
+    let others = objects.iter().filter_map(|other| validate(other).ok());
+    for other in others.filter(|other| other.key != object.key) {
+        let assignment = assign(&other, &around, &none_free);
+        slots.record(&other, assignment.slots);
     }
-    match validate(object) {
-        Ok(object) => waiting::explain(&object, &assign(&object, &around, &slots), &around),
-        Err(mistakes) => vec![format!("cannot be evaluated: {mistakes}")],
-    }
+    waiting::explain(object, &assign(object, &around, &slots), &around)
 }
 
 /// What the operator said last.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | dereference | [`dereference::NodeFacts::new`]`(&Node, Option<Arc<NodeCache>>, before, uptime)`, [`dereference::Surroundings`] |
 //! | validate | [`validate::validate`]`(&ImageCache) -> Result<ValidatedImageCache, Invalid>` |
+//! | pods | [`pods::join`]`(&mut ValidatedImageCache, &[&Pod], &mut Seen, Option<&ImageCacheStatus>, uptime)` |
 //! | refresh | [`refresh::due`]`(&ValidatedImageCache, Option<&ImageCacheStatus>, default_interval, now) -> Due` |
 //! | assign | [`assign::assign`]`(&ValidatedImageCache, &Surroundings, &Slots) -> Assignment` |
 //! | build | [`build::build`]`(&ValidatedImageCache, &Assignment, &Surroundings, &Due) -> Resources<Prepared>` |
@@ -20,6 +21,7 @@ pub mod assign;
 pub mod build;
 pub mod dereference;
 pub mod finalizer;
+pub mod pods;
 pub mod refresh;
 pub mod resources;
 pub mod secrets;

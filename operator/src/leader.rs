@@ -35,6 +35,7 @@ use self::world::{Mark, World};
 use crate::address::NodeAddress;
 use crate::events::Limiter;
 use crate::image_cache::assign::Slots;
+use crate::image_cache::pods;
 use crate::lease::Candidate;
 use crate::node_cache::wishes::{ObjectKey, Wishes};
 use crate::queue::Queue;
@@ -83,6 +84,8 @@ pub struct Leader {
     cache: Follower,
     secrets: Secrets,
     scheduling: Scheduling,
+    /// Which images pods named when, for objects that discover them.
+    seen: HashMap<ObjectKey, pods::Seen>,
     wishes: Wishes,
     slots: Slots,
     /// Statuses as last computed, written or not.
@@ -140,6 +143,7 @@ impl Leader {
             cache: Follower::new(now),
             secrets: Secrets::default(),
             scheduling: Scheduling::default(),
+            seen: HashMap::new(),
             wishes: Wishes::default(),
             slots: Slots::new(settings.max_concurrent_nodes),
             statuses: HashMap::new(),
@@ -173,6 +177,9 @@ impl Leader {
                 Some(seen) = watches.next() => {
                     let marks = self.world.take_in(seen, Instant::now());
                     self.mark(marks);
+                    if self.world.starts_with_pods() {
+                        watches.push(world::watch_pods(&self.client));
+                    }
                 }
                 Some(answer) = self.calls.next(), if !self.calls.is_empty() => self.answered(answer),
                 () = sleep_until(wake) => {}

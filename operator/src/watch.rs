@@ -54,6 +54,14 @@ impl<K: Resource> Objects<K> {
         self.all.get(&(namespace.to_owned(), name.to_owned()))
     }
 
+    /// Those of a namespace.
+    pub fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
+        let from = (namespace.to_owned(), String::new());
+        let rest = self.all.range(from..);
+        rest.take_while(move |((of, _), _)| of == namespace)
+            .map(|(_, object)| object)
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<K>> {
         self.all.values()
@@ -150,6 +158,18 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     follow(api, watcher::Config::default(), prune)
+}
+
+/// The same for what fields select.
+pub fn watch_some<K>(
+    api: Api<K>,
+    fields: &str,
+    prune: impl FnMut(&mut K) + Send + 'static,
+) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    follow(api, watcher::Config::default().fields(fields), prune)
 }
 
 /// The same for the one object of a name.

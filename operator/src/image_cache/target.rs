@@ -16,6 +16,10 @@ pub struct NodeFilter {
     labels: Vec<Requirement>,
     /// Only these, if any are given.
     pub names: Option<BTreeSet<String>>,
+    /// Only those on which such pods run, if any are described.
+    pub pods: Option<Vec<Requirement>>,
+    /// Which these are; none before pods were looked at.
+    pub pod_nodes: Option<BTreeSet<String>>,
     /// So many of the matching nodes.
     pub replicas: Option<usize>,
     /// Over whose values replicas are spread.
@@ -26,11 +30,14 @@ pub struct NodeFilter {
 
 /// One condition on a label. All conditions of a selector have to hold.
 #[derive(Debug, Clone)]
-enum Requirement {
+pub enum Requirement {
+    /// The label has one of these values.
     In(String, BTreeSet<String>),
-    /// Holds for a node without the label, too.
+    /// It has none of these; holds without the label, too.
     NotIn(String, BTreeSet<String>),
+    /// It is there.
     Exists(String),
+    /// It is not.
     Absent(String),
 }
 
@@ -40,11 +47,10 @@ impl NodeFilter {
             let message = "is a word that this version does not know";
             mistakes.add(format!("{path}.taintPolicy"), message);
         }
-        if target.pod_selector.is_some() {
-            let message = "does not work in this version";
-            mistakes.add(format!("{path}.podSelector"), message);
-        }
+        let pods = target.pod_selector.as_ref();
         Self {
+            pods: pods.map(|pods| requirements(Some(pods), path, mistakes)),
+            pod_nodes: None,
             labels: requirements(target.selector.as_ref(), path, mistakes),
             names: target
                 .names
@@ -66,6 +72,11 @@ impl NodeFilter {
                 .names
                 .as_ref()
                 .is_none_or(|names| names.contains(&*node.name))
+            && (self.pods.is_none()
+                || self
+                    .pod_nodes
+                    .as_ref()
+                    .is_some_and(|names| names.contains(&*node.name)))
             && self.labels.iter().all(|label| label.holds(&node.labels))
             && (!self.honor_taints || node.taints.iter().all(|taint| self.tolerates(taint)))
     }
@@ -114,7 +125,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-fn requirements(
+pub(super) fn requirements(
     selector: Option<&LabelSelector>,
     path: &str,
     mistakes: &mut Mistakes,
@@ -153,7 +164,7 @@ fn requirement(expression: &LabelSelectorRequirement) -> Result<Requirement, &'s
 }
 
 impl Requirement {
-    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub(super) fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
             Self::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource as _;
 
+use super::pods::Discover;
 use super::target::NodeFilter;
 use super::window::Window;
 use crate::node_cache::wishes::ObjectKey;
@@ -76,6 +77,8 @@ pub struct ValidatedSet {
     pub images: Vec<usize>,
     /// Platforms that the user asked for; none means those of the nodes.
     pub platforms: Vec<Platform>,
+    /// Images of running pods that join it: [`pods::join`](super::pods::join).
+    pub discover: Option<Discover>,
     /// Its nodes; nothing means the cluster's cache only.
     pub nodes: Option<NodeFilter>,
 }
@@ -156,12 +159,22 @@ impl Mistakes {
             self.add(path, "is a word that this version does not know");
         }
     }
+}
 
-    /// A field that the definitions refuse, and that works in no form.
-    fn unsupported(&mut self, present: bool, path: impl Into<String>) {
-        if present {
-            self.add(path, "does not work in this version");
+impl ValidatedImageCache {
+    /// Takes a further image in, if it is one that `may` join by its written-out name; answers its index.
+    pub(super) fn image(&mut self, spelling: &str, may: impl Fn(&str) -> bool) -> Option<usize> {
+        let reference: ImageReference = spelling.parse().ok()?;
+        if !may(&reference.to_string())
+            && !may(&format!("{}/{}", reference.host, reference.repository))
+        {
+            return None;
         }
+        self.images.push(ValidatedImage {
+            spelling: spelling.into(),
+            reference,
+        });
+        Some(self.images.len() - 1)
     }
 }
 
@@ -315,7 +328,6 @@ struct Images {
 impl Images {
     fn set(&mut self, index: usize, set: &ImageSet, mistakes: &mut Mistakes) -> ValidatedSet {
         let path = format!("spec.sets[{index}]");
-        mistakes.unsupported(set.discover.is_some(), format!("{path}.discover"));
         self.listed += set.images.len();
         let images = set.images.iter().enumerate().filter_map(|(index, image)| {
             self.image(image)
@@ -339,6 +351,10 @@ impl Images {
             name: set.name.clone(),
             images,
             platforms,
+            discover: set
+                .discover
+                .as_ref()
+                .map(|discover| Discover::new(discover, &format!("{path}.discover"), mistakes)),
             nodes: set
                 .nodes
                 .as_ref()

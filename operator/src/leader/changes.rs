@@ -4,16 +4,38 @@ use std::time::Duration;
 
 use coral_schema::crd::node_cache::{NodeCacheStatus, PurgeOutcome};
 use coral_schema::crd::{ImageCache, NodeCache, REFRESH_ANNOTATION};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::world::Mark;
 use crate::image_cache::dereference::NodeFacts;
+use crate::image_cache::pods;
 use crate::labels::WARM_LABELS;
 use crate::node_cache::wishes::ObjectKey;
 use crate::watch::Change;
 
 pub(super) fn is_deleted(object: &ImageCache) -> bool {
     object.meta().deletion_timestamp.is_some()
+}
+
+/// Does it depend on what pods run?
+pub(super) fn asks_for_pods(object: &ImageCache) -> bool {
+    object.spec.sets.iter().any(|set| {
+        let nodes = set.nodes.as_ref();
+        set.discover.is_some() || nodes.is_some_and(|nodes| nodes.pod_selector.is_some())
+    })
+}
+
+/// Would an object look at it differently?
+pub(super) fn pod_matters(change: &Change<Pod>) -> bool {
+    let says = |pod: &Pod| {
+        (
+            pod.labels().clone(),
+            pod.spec.clone(),
+            pods::is_running(pod),
+        )
+    };
+    change.before.as_deref().map(says) != change.after.as_deref().map(says)
 }
 
 /// A status is our own word.

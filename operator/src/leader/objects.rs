@@ -15,8 +15,8 @@ use crate::image_cache::dereference::{CacheFacts, Surroundings};
 use crate::image_cache::finalizer::Decision;
 use crate::image_cache::resources::{Applied, Prepared, Resources};
 use crate::image_cache::status::{self, Outcome};
-use crate::image_cache::validate::{Invalid, ValidatedImageCache, validate};
-use crate::image_cache::{finalizer, refresh};
+use crate::image_cache::validate::{Invalid, Mistake, ValidatedImageCache, validate};
+use crate::image_cache::{finalizer, pods, refresh};
 use crate::labels::pin_source;
 use crate::node_cache::wishes::{ObjectKey, ObjectWishes};
 use crate::scheduling;
@@ -30,11 +30,45 @@ impl Leader {
             return;
         };
         match validate(&object) {
-            Ok(validated) => self.evaluate(&object, &validated, now),
+            Ok(mut validated) => match self.join_pods(&object, &mut validated, now) {
+                Ok(()) => self.evaluate(&object, &validated, now),
+                Err(mistakes) if self.world.uptime(now) >= PODS_WITHIN => {
+                    self.keep(&object, &mistakes, now);
+                }
+                // Not known yet, and nothing to tell.
+                Err(_) => self.wishes.keep(key),
+            },
             Err(mistakes) => self.keep(&object, &mistakes, now),
         }
         // Silence, patience and intervals change things without an event.
         self.due.objects.mark_at(key, now + LOOK_AGAIN);
+    }
+
+    /// What running pods say joins the object. The error: pods are not known.
+    fn join_pods(
+        &mut self,
+        object: &ImageCache,
+        validated: &mut ValidatedImageCache,
+        now: Instant,
+    ) -> Result<(), Invalid> {
+        let key = &validated.key;
+        if !pods::are_used(validated) {
+            self.seen.remove(key);
+            return Ok(());
+        }
+        let Some(pods) = self.world.pods(&key.namespace) else {
+            return Err(Invalid(vec![Mistake {
+                path: "spec.sets".to_owned(),
+                message:
+                    "depend on pods, which the operator cannot watch: look at its log and rights"
+                        .to_owned(),
+            }]));
+        };
+        let said = self.statuses.get(key).or(object.status.as_ref());
+        let uptime = self.world.uptime(now);
+        let seen = self.seen.entry(key.clone()).or_default();
+        pods::join(validated, &pods, seen, said, uptime);
+        Ok(())
     }
 
     fn evaluate(
@@ -156,6 +190,7 @@ impl Leader {
         }
         self.slots.remove(key);
         self.secrets.forget(key);
+        self.seen.remove(key);
         for node in self.scheduling.remove(key) {
             self.due.says.mark(&node, now);
         }
@@ -177,6 +212,10 @@ impl Leader {
         let Some(Ok(validated)) = object.map(|object| validate(object)) else {
             return;
         };
+        // What depends on pods takes its slots at its first look.
+        if pods::are_used(&validated) {
+            return;
+        }
         let cache = self.cache.facts(key, now);
         let none_free = Slots::new(0);
         let assignment = assign(&validated, &self.around(key, &cache, now), &none_free);
@@ -194,5 +233,7 @@ fn new_grants(before: Option<&ObjectWishes>, after: &ObjectWishes) -> u64 {
     u64::try_from(grants.sum::<usize>()).unwrap_or(u64::MAX)
 }
 
+/// Pods are known by then, or something is wrong.
+const PODS_WITHIN: Duration = Duration::from_secs(30);
 /// Without any event an object is looked at so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);

@@ -12,6 +12,7 @@ use crate::registry::Config;
 use crate::registry::follow::{Answer, Question};
 
 mod away;
+mod pods;
 mod says;
 mod secrets;
 mod server;

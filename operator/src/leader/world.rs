@@ -1,5 +1,6 @@
 //! What the API server has, made into facts, and what has to be looked at when it changes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,18 +8,19 @@ use coral_schema::crd::node_cache::PurgeOutcome;
 use coral_schema::crd::{ImageCache, NodeCache, PAUSED_ANNOTATION};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, PodStatus, Service};
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
 use super::Settings;
 use super::changes::{
-    is_deleted, is_spec_affected, matters, new_outcomes, object_changed, says_another_thing,
-    warm_after,
+    asks_for_pods, is_deleted, is_spec_affected, matters, new_outcomes, object_changed,
+    pod_matters, says_another_thing, warm_after,
 };
 use crate::address::Host;
 use crate::image_cache::dereference::{NodeFacts, Nodes};
+use crate::node_cache::apply::named;
 use crate::node_cache::wishes::{ObjectKey, Owner};
 use crate::watch::{self, Change, Objects};
 
@@ -30,6 +32,8 @@ pub(super) struct World {
     nodes: Objects<Node>,
     /// The registry's, if nodes reach it by one.
     services: Option<Objects<Service>>,
+    /// Running ones, once an object asked for them.
+    pods: Option<Objects<Pod>>,
     pub(super) facts: Nodes,
     start: Instant,
 }
@@ -45,6 +49,7 @@ pub(super) enum Seen {
     Cache(Event<NodeCache>),
     Node(Event<Node>),
     Service(Event<Service>),
+    Pod(Event<Pod>),
 }
 
 /// What has to be looked at.
@@ -73,6 +78,7 @@ impl World {
             caches: Objects::default(),
             nodes: Objects::default(),
             services: watches_service.then(Objects::default),
+            pods: None,
             facts: Nodes::new(),
             start,
         }
@@ -84,6 +90,21 @@ impl World {
             && self.caches.is_complete()
             && self.nodes.is_complete()
             && self.services.as_ref().is_none_or(Objects::is_complete)
+    }
+
+    /// The running pods of a namespace; nothing before all of them are known.
+    pub(super) fn pods(&self, namespace: &str) -> Option<Vec<&Pod>> {
+        let pods = self.pods.as_ref().filter(|pods| pods.is_complete())?;
+        Some(pods.in_namespace(namespace).map(Arc::as_ref).collect())
+    }
+
+    /// Has somebody asked for pods that are not watched yet? They are from now on.
+    pub(super) fn starts_with_pods(&mut self) -> bool {
+        if self.pods.is_some() || !self.objects.iter().any(|object| asks_for_pods(object)) {
+            return false;
+        }
+        self.pods = Some(Objects::default());
+        true
     }
 
     /// The Service behind which the registry is.
@@ -132,6 +153,7 @@ impl World {
                     .flat_map(|change| self.node_changed(&change.key.1, now))
                     .collect()
             }
+            Seen::Pod(event) => self.pods_changed(event),
             Seen::Service(event) => {
                 let changed = self.services.as_mut().map(|services| services.apply(event));
                 let changed = changed.is_some_and(|changes| !changes.is_empty());
@@ -146,6 +168,22 @@ impl World {
         let change = change.iter();
         change
             .flat_map(|change| self.cache_changed(change, now))
+            .collect()
+    }
+
+    fn pods_changed(&mut self, event: Event<Pod>) -> Vec<Mark> {
+        let Some(pods) = &mut self.pods else {
+            return Vec::new();
+        };
+        let was_complete = pods.is_complete();
+        let changes = pods.apply(event);
+        let first = !was_complete && pods.is_complete();
+        let news = changes.iter().filter(|change| pod_matters(change));
+        let namespaces: BTreeSet<&String> = news.map(|change| &change.key.0).collect();
+        let asking = self.objects.iter().filter(|object| asks_for_pods(object));
+        let keys = asking.map(|object| object_key(object));
+        keys.filter(|key| first || (was_complete && namespaces.contains(&key.namespace)))
+            .map(Mark::Object)
             .collect()
     }
 
@@ -226,6 +264,36 @@ pub(super) fn watches(client: &Client, settings: &Settings) -> SelectAll<BoxStre
         all.push(service.map(Seen::Service).boxed());
     }
     stream::select_all(all)
+}
+
+/// Running pods, pruned to names, labels, node and images.
+pub(super) fn watch_pods(client: &Client) -> BoxStream<'static, Seen> {
+    let api = Api::<Pod>::all(client.clone());
+    let pods = watch::watch_some(api, "status.phase=Running", prune_pod);
+    pods.map(Seen::Pod).boxed()
+}
+
+fn prune_pod(pod: &mut Pod) {
+    watch::prune_metadata(pod);
+    pod.metadata.annotations = None;
+    pod.metadata.owner_references = None;
+    if let Some(spec) = pod.spec.take() {
+        let image = |image: String| Container {
+            image: Some(image),
+            ..Container::default()
+        };
+        let images: BTreeSet<String> = named(&spec).cloned().collect();
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            containers: images.into_iter().map(image).collect(),
+            ..PodSpec::default()
+        });
+    }
+    let phase = pod.status.take().and_then(|status| status.phase);
+    pod.status = Some(PodStatus {
+        phase,
+        ..PodStatus::default()
+    });
 }
 
 fn prune_node(node: &mut Node) {

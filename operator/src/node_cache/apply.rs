@@ -65,7 +65,8 @@ fn is_finished(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn named(spec: &PodSpec) -> impl Iterator<Item = &String> {
+/// Images that a pod names: of its containers of all kinds, and of its volumes.
+pub(crate) fn named(spec: &PodSpec) -> impl Iterator<Item = &String> {
     let init = spec.init_containers.iter().flatten();
     let containers = init
         .chain(&spec.containers)

@@ -97,7 +97,7 @@ pub struct ImageCacheSpec {
 /// Some images and the nodes that hold them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.discover)", "discover does not work in this version; list the images"))]
+#[x_kube(validation = ("has(self.discover) || self.images.size() > 0", "list images, or discover them"))]
 pub struct ImageSet {
     /// Names the set within this object.
     #[schemars(
@@ -106,7 +106,8 @@ pub struct ImageSet {
     )]
     pub name: String,
     /// References, spelled exactly as pods spell them.
-    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 512), regex(pattern = REFERENCE)))]
+    #[serde(default)]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 512), regex(pattern = REFERENCE)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub images: Vec<String>,
     /// Which children of an index the cache holds, like `linux/arm64`. By default those of the set's nodes; in a set
@@ -121,7 +122,7 @@ pub struct ImageSet {
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub platforms: Option<Vec<String>>,
-    /// Images of running pods join the list. Does not work in this version.
+    /// Images of running pods join the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discover: Option<Discover>,
     /// Which nodes hold the images; `{}` means all Linux nodes. Without it only the cluster's cache holds them.

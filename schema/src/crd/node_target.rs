@@ -11,8 +11,10 @@ use super::bounded;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("!(has(self.selector) && has(self.names))", "give either selector or names"),
-    validation = ("!has(self.podSelector)", "podSelector does not work in this version"),
+    validation = (
+        "[has(self.selector), has(self.names), has(self.podSelector)].filter(it, it).size() <= 1",
+        "give only one of selector, names and podSelector"
+    ),
     validation = ("!has(self.topologyKey) || has(self.replicas)", "topologyKey spreads replicas; give replicas, too"),
     validation = (
         "!has(self.tolerations) || !has(self.taintPolicy) || self.taintPolicy == 'Honor'",
@@ -35,7 +37,7 @@ pub struct NodeTarget {
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub names: Option<Vec<String>>,
-    /// Nodes on which such pods of this namespace run. Does not work in this version.
+    /// Nodes on which such pods of this namespace run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(transform = bounded)]
     pub pod_selector: Option<LabelSelector>,

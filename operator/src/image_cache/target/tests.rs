@@ -151,7 +151,7 @@ fn mistakes_have_paths() {
         "a",
         "sets:
 - {name: a, images: [nginx], nodes: {selector: {matchExpressions: [{key: a, operator: Near}, {key: b, operator: In}]}}}
-- {name: b, images: ['', nginx], platforms: [amd64], nodes: {taintPolicy: Bend, podSelector: {}}}
+- {name: b, images: ['', nginx], platforms: [amd64], nodes: {taintPolicy: Bend}}
 refresh: {tagPolicy: Chase, onEviction: Sometimes}
 rollout: {maxConcurrentNodes: 0%, order: Sideways}
 retention: {deletionPolicy: Burn}",
@@ -174,7 +174,6 @@ retention: {deletionPolicy: Burn}",
             "spec.sets[1].images[0]",
             "spec.sets[1].platforms[0]",
             "spec.sets[1].nodes.taintPolicy",
-            "spec.sets[1].nodes.podSelector",
             "spec.rollout.maxConcurrentNodes",
         ]
     );
