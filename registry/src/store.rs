@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coral_schema::oci::Digest;
+use coral_schema::oci::{Algorithm, Digest};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+
+use crate::name::RepoKey;
 
 pub use self::bucket::Bucket;
 pub use self::buffers::{BufferSize, Buffers};
@@ -21,6 +23,7 @@ pub use self::reader::{FileReader, StoredBlob};
 pub use self::room::Room;
 pub use self::space::{Limits, Space};
 pub use self::spool::Spool;
+pub use self::upload::{Mark, Upload, UploadId, VerifiedUpload, VerifyError};
 pub use self::verified::{DigestMismatch, VerifiedManifest, VerifiedSpool};
 
 pub mod bucket;
@@ -34,6 +37,7 @@ pub mod record;
 pub mod room;
 pub mod space;
 pub mod spool;
+pub mod upload;
 pub mod verified;
 
 /// Why the store did not do something.
@@ -157,6 +161,36 @@ pub trait BlobStore: fmt::Debug + Send + Sync {
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
+/// Blobs that are pushed.
+pub trait UploadStore: fmt::Debug + Send + Sync {
+    /// A new upload for this repository, hashed with `algorithm` while it arrives.
+    fn create<'a>(
+        &'a self,
+        repo: &'a RepoKey,
+        algorithm: Algorithm,
+    ) -> BoxFuture<'a, Result<Upload, StoreError>>;
+
+    /// The upload of this name; `None` when there is none that can be gone on with. The caller is the only one to change
+    /// it.
+    fn find<'a>(&'a self, id: &'a UploadId) -> BoxFuture<'a, Result<Option<Upload>, StoreError>>;
+
+    /// Makes a checked upload the blob, whatever lies there already. It is on disk when this returns, even after a power
+    /// loss.
+    fn accept(&self, upload: VerifiedUpload) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Stores a checked manifest as [`UploadStore::accept`] does a blob.
+    fn accept_manifest<'a>(
+        &'a self,
+        manifest: &'a VerifiedManifest,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Removes uploads that nobody has gone on with for a day.
+    fn sweep(&self, is_written: Box<IsWritten>) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Is this upload being written now?
+pub type IsWritten = dyn Fn(&UploadId) -> bool + Send;
+
 /// A volume's space, bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Volume {
@@ -187,6 +221,6 @@ pub trait RecordStore: fmt::Debug + Send + Sync {
     /// All records of one repository, or of all.
     fn list<'a>(
         &'a self,
-        repo: Option<&'a crate::name::RepoKey>,
+        repo: Option<&'a RepoKey>,
     ) -> BoxStream<'a, Result<(key::RecordKey, Bytes), StoreError>>;
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use coral_schema::oci::Digest;
+use coral_schema::oci::{Algorithm, Digest};
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::BoxStream;
 use moka::sync::Cache;
@@ -22,8 +22,11 @@ use super::reader::StoredBlob;
 use super::space::{Limits, Space};
 use super::spool::Spool;
 use super::spool::folder::SpoolFolder;
+use super::upload::folder::UploadFolder;
+use super::upload::{Upload, UploadId, VerifiedUpload};
 use super::verified::{VerifiedManifest, VerifiedSpool};
-use super::{BlobStore, OpenError, StoreError, Volume, key};
+use super::{BlobStore, IsWritten, OpenError, StoreError, UploadStore, Volume, key};
+use crate::name::RepoKey;
 
 mod files;
 mod format;
@@ -39,6 +42,7 @@ struct Inner {
     space: Arc<Space>,
     buffers: Buffers,
     spool: Arc<SpoolFolder>,
+    uploads: Arc<UploadFolder>,
     /// A hit on a popular blob opens nothing. What is not there is not remembered.
     open: Cache<Digest, Arc<StoredBlob>>,
     temporary: AtomicU64,
@@ -61,11 +65,20 @@ impl LocalStore {
             Ok(spool)
         };
         let spool = sweep().map_err(OpenError::io(&spool_path))?;
+        let uploads_path = root.join(UPLOADS);
+        let uploads = UploadFolder::open(uploads_path.clone(), Arc::clone(&space));
+        let uploads = uploads
+            .and_then(|uploads| {
+                uploads.sweep(PART_MAX_AGE, SystemTime::now(), |_| false)?;
+                Ok(uploads)
+            })
+            .map_err(OpenError::io(&uploads_path))?;
         Ok(Self(Arc::new(Inner {
             root: root.to_owned(),
             space,
             buffers,
             spool: Arc::new(spool),
+            uploads: Arc::new(uploads),
             open: Cache::new(OPEN_FILES),
             temporary: AtomicU64::new(0),
         })))
@@ -193,12 +206,61 @@ impl BlobStore for LocalStore {
     }
 }
 
+impl UploadStore for LocalStore {
+    fn create<'a>(
+        &'a self,
+        repo: &'a RepoKey,
+        algorithm: Algorithm,
+    ) -> BoxFuture<'a, Result<Upload, StoreError>> {
+        let repo = repo.clone();
+        self.blocking("begin an upload", move |store| {
+            store.uploads.create(&repo, algorithm)
+        })
+        .boxed()
+    }
+
+    fn find<'a>(&'a self, id: &'a UploadId) -> BoxFuture<'a, Result<Option<Upload>, StoreError>> {
+        let id = id.clone();
+        self.blocking_within(SYNC_DEADLINE, "open an upload", move |store| {
+            store.uploads.find(&id)
+        })
+        .boxed()
+    }
+
+    fn accept(&self, upload: VerifiedUpload) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.blocking_within(SYNC_DEADLINE, "accept an upload", move |store| {
+            store.accept(upload)
+        })
+        .boxed()
+    }
+
+    fn accept_manifest<'a>(
+        &'a self,
+        manifest: &'a VerifiedManifest,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let manifest = manifest.clone();
+        self.blocking("accept a manifest", move |store| {
+            store.accept_manifest(&manifest)
+        })
+        .boxed()
+    }
+
+    fn sweep(&self, is_written: Box<IsWritten>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.blocking("sweep uploads", move |store| {
+            store
+                .uploads
+                .sweep(PART_MAX_AGE, SystemTime::now(), is_written)
+        })
+        .boxed()
+    }
+}
+
 /// Folders above it, too; only we may look into them.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn create_file(path: &Path) -> io::Result<File> {
+pub(super) fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -208,8 +270,9 @@ fn create_file(path: &Path) -> io::Result<File> {
 
 /// Below the root, beside `v1/`.
 const SPOOL: &str = "spool";
+const UPLOADS: &str = "uploads";
 
-/// A broken download that nobody has asked for since is not waited for any longer.
+/// A broken download that nobody has asked for since is not waited for any longer, nor is an upload.
 const PART_MAX_AGE: Duration = Duration::from_hours(24);
 
 /// Popular blobs whose files stay open: far below the limit of open files that the process raises at start.
@@ -218,7 +281,7 @@ const OPEN_FILES: u64 = 1024;
 /// A disk that is silent for longer fails the operation: clients have given up by then.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Everything that was written since the last time, by other programs, too, and no client waits for it.
+/// Everything that was written since the last time, by other programs, too; or the whole of a large upload, at once.
 const SYNC_DEADLINE: Duration = Duration::from_mins(10);
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! Everything that says *blocking* touches the disk: callers run it in `spawn_blocking`.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,21 +15,19 @@ use coral_schema::oci::{Digest, Hasher};
 
 use self::folder::Claim;
 use self::state::SavedState;
+use self::tail::Tail;
 use super::StoreError;
 use super::reader::FileReader;
 
 pub(super) mod folder;
-mod state;
+pub(super) mod state;
+pub(super) mod tail;
 
 /// The part file of one digest, held by one writer. Dropping it keeps the file, to be taken up again.
 #[derive(Debug)]
 pub struct Spool {
     claim: Claim,
-    file: Arc<File>,
-    /// Length of the file, bytes.
-    offset: u64,
-    /// Has seen exactly the first `offset` bytes.
-    hasher: Hasher,
+    tail: Tail,
     size: Option<u64>,
     origins: Vec<String>,
     resumed: bool,
@@ -39,9 +37,7 @@ impl Spool {
     fn new(claim: Claim, file: File, hasher: Hasher) -> Self {
         Self {
             claim,
-            file: Arc::new(file),
-            offset: 0,
-            hasher,
+            tail: Tail::new(file, hasher),
             size: None,
             origins: Vec::new(),
             resumed: false,
@@ -55,12 +51,12 @@ impl Spool {
 
     /// How many bytes are there.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.tail.offset
     }
 
     /// The hash of the first [`Spool::offset`] bytes.
     pub fn hasher(&self) -> Hasher {
-        self.hasher.clone()
+        self.tail.hasher.clone()
     }
 
     /// Were there bytes of an earlier fill, which [`Spool::reset`] has not dropped?
@@ -86,54 +82,14 @@ impl Spool {
     /// Reads the bytes up to the offset, also while it grows.
     pub fn reader(&self) -> FileReader {
         let buffers = self.claim.folder().buffers().clone();
-        FileReader::new(Arc::clone(&self.file), buffers)
+        FileReader::new(Arc::clone(&self.tail.file), buffers)
     }
 
     /// Writes and hashes the next bytes. Blocking.
     ///
     /// On an error the first bytes may have been kept, as the offset says; the rest was not.
     pub fn append(&mut self, chunks: &[Bytes]) -> Result<(), StoreError> {
-        let wanted = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let space = Arc::clone(self.claim.folder().space());
-        let granted = space.claim_spool(wanted);
-        let before = self.offset;
-        let result = self.write(chunks, granted);
-        let written = self.offset - before;
-        space.release_spool(granted - written);
-        if result.is_err() {
-            // Nothing that the hash has not seen may stay: a later fill would take it for content. If this fails, too,
-            // the digest will not match then, and the part is dropped.
-            let _ = self.file.set_len(self.offset);
-        }
-        result.map_err(StoreError::io("write to the spool"))?;
-        if written < wanted {
-            return Err(StoreError::Full);
-        }
-        Ok(())
-    }
-
-    /// Writes the first `length` bytes of the chunks.
-    fn write(&mut self, chunks: &[Bytes], mut length: u64) -> io::Result<()> {
-        let mut slices = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let take = usize::try_from(length).map_or(chunk.len(), |left| left.min(chunk.len()));
-            length -= take as u64;
-            slices.push(IoSlice::new(&chunk[..take]));
-        }
-        let mut slices = &mut slices[..];
-        IoSlice::advance_slices(&mut slices, 0);
-        while !slices.is_empty() {
-            let written = match rustix::io::pwritev(&self.file, slices, self.offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => written,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            hash(&mut self.hasher, slices, written);
-            self.offset += written as u64;
-            IoSlice::advance_slices(&mut slices, written);
-        }
-        Ok(())
+        self.tail.append(self.claim.folder().space(), chunks)
     }
 
     /// Saves what is needed to go on after a restart: call it every 16 MiB or so, which bounds what is hashed again.
@@ -149,7 +105,13 @@ impl Spool {
         let Some(boot_id) = folder.boot_id() else {
             return Ok(());
         };
-        let state = SavedState::new(boot_id, self.offset, &self.hasher, self.size, &self.origins);
+        let state = SavedState::new(
+            boot_id,
+            self.tail.offset,
+            &self.tail.hasher,
+            self.size,
+            &self.origins,
+        );
         state.write(&folder.state_path(self.digest()))
     }
 
@@ -161,11 +123,11 @@ impl Spool {
         // The state goes first: its hash must never be taken for that of the bytes to come.
         folder
             .remove_state(self.digest())
-            .and_then(|()| self.file.set_len(0))
+            .and_then(|()| self.tail.file.set_len(0))
             .map_err(StoreError::io("empty the spool"))?;
-        folder.space().release_spool(self.offset);
-        self.offset = 0;
-        self.hasher = Hasher::new(self.digest().algorithm());
+        folder.space().release_spool(self.tail.offset);
+        self.tail.offset = 0;
+        self.tail.hasher = Hasher::new(self.digest().algorithm());
         self.resumed = false;
         self.save_state(&[])
     }
@@ -180,16 +142,7 @@ impl Spool {
 
     /// The file, for the store to publish; whoever has a [`VerifiedSpool`](super::VerifiedSpool) may call this.
     pub(super) fn file(&self) -> &Arc<File> {
-        &self.file
-    }
-}
-
-/// Hashes the first `length` bytes of the slices.
-fn hash(hasher: &mut Hasher, slices: &[IoSlice<'_>], mut length: usize) {
-    for slice in slices {
-        let part = &slice[..slice.len().min(length)];
-        hasher.update(part);
-        length -= part.len();
+        &self.tail.file
     }
 }
 
@@ -235,7 +188,7 @@ mod tests {
         let mut spool = folder.spool(&digest).unwrap();
         // Without the right to write, /dev/null refuses like a broken disk.
         let file = File::options().read(true).write(full).open(device).unwrap();
-        spool.file = Arc::new(file);
+        spool.tail.file = Arc::new(file);
         let error = spool.append(&[Bytes::from_static(b"x")]).unwrap_err();
         assert_eq!(matches!(error, StoreError::Full), full, "{error}");
         assert_eq!(spool.offset(), 0);

@@ -33,6 +33,18 @@ impl Algorithm {
     }
 }
 
+impl FromStr for Algorithm {
+    type Err = DigestError;
+
+    fn from_str(name: &str) -> Result<Self, DigestError> {
+        match name {
+            "sha256" => Ok(Self::Sha256),
+            "sha512" => Ok(Self::Sha512),
+            _ => Err(DigestError::Algorithm),
+        }
+    }
+}
+
 /// A parsed digest. Its text form is canonical, so two equal digests have equal texts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
@@ -115,11 +127,7 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let (name, hex) = text.split_once(':').ok_or(DigestError::Shape)?;
-        let algorithm = match name {
-            "sha256" => Algorithm::Sha256,
-            "sha512" => Algorithm::Sha512,
-            _ => return Err(DigestError::Algorithm),
-        };
+        let algorithm: Algorithm = name.parse()?;
         let malformed = DigestError::Encoding(algorithm);
         if hex.len() != algorithm.output_len() * 2 {
             return Err(malformed);

@@ -32,6 +32,12 @@ impl RepositoryName {
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
+
+    /// Is it `prefix`, or below it, by whole components?
+    pub fn is_below(&self, prefix: &Self) -> bool {
+        let rest = self.0.strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
 }
 
 impl FromStr for RepositoryName {

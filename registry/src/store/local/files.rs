@@ -13,6 +13,7 @@ use crate::store::key;
 use crate::store::reader::{FileReader, StoredBlob};
 use crate::store::spool::Spool;
 use crate::store::spool::folder::remove_if_there;
+use crate::store::upload::VerifiedUpload;
 use crate::store::verified::VerifiedManifest;
 
 impl Inner {
@@ -75,13 +76,8 @@ impl Inner {
         if existing == Some(bytes.len() as u64) {
             return Ok(());
         }
-        let number = self.temporary.fetch_add(1, Relaxed);
-        let temporary = self.spool.temporary_path(digest, number);
-        let written = create_file(&temporary)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| rename_into(&temporary, &path));
-        if let Err(error) = written {
-            // Else it stays until the next start, on a volume that may be full.
+        let temporary = self.write_temporary(manifest)?;
+        if let Err(error) = rename_into(&temporary, &path) {
             let _ = remove_if_there(&temporary);
             return Err(error);
         }
@@ -89,6 +85,63 @@ impl Inner {
         self.space.add_stored(bytes.len() as u64);
         self.forget(*digest);
         Ok(())
+    }
+
+    /// Its own synced file takes the place of whatever lies there.
+    pub(super) fn accept(&self, upload: VerifiedUpload) -> io::Result<()> {
+        let (digest, size) = (*upload.digest(), upload.size());
+        upload.file().sync_all()?;
+        self.rename_synced(&upload.path(), &digest, size)?;
+        let reader = FileReader::new(Arc::clone(upload.file()), self.buffers.clone());
+        self.forget(digest);
+        self.remember(digest, StoredBlob::new(reader, size));
+        if let Err(error) = upload.finish() {
+            tracing::warn!(%digest, %error, "cannot remove the rest of an upload; the next sweep will");
+        }
+        Ok(())
+    }
+
+    pub(super) fn accept_manifest(&self, manifest: &VerifiedManifest) -> io::Result<()> {
+        let (digest, bytes) = (manifest.digest(), manifest.bytes());
+        let temporary = self.write_temporary(manifest)?;
+        let synced = File::open(&temporary).and_then(|file| file.sync_all());
+        let renamed =
+            synced.and_then(|()| self.rename_synced(&temporary, digest, bytes.len() as u64));
+        if let Err(error) = renamed {
+            let _ = remove_if_there(&temporary);
+            return Err(error);
+        }
+        self.forget(*digest);
+        Ok(())
+    }
+
+    /// Gives a synced file its final name, which is on disk, too, when this returns.
+    fn rename_synced(&self, from: &Path, digest: &Digest, size: u64) -> io::Result<()> {
+        let path = self.blob_path(digest);
+        let existing = fs::metadata(&path).ok().map(|metadata| metadata.len());
+        let folders: Vec<&Path> = path.ancestors().skip(1).take(3).collect();
+        let is_first = folders.first().is_some_and(|folder| !folder.exists());
+        rename_into(from, &path)?;
+        let changed = if is_first { folders.len() } else { 1 };
+        for folder in &folders[..changed] {
+            File::open(folder)?.sync_all()?;
+        }
+        self.space.release_stored(existing.unwrap_or(0));
+        self.space.add_stored(size);
+        Ok(())
+    }
+
+    /// The bytes in a file of their own beside the part files. One that cannot be written whole does not stay: the
+    /// volume may be full.
+    fn write_temporary(&self, manifest: &VerifiedManifest) -> io::Result<PathBuf> {
+        let number = self.temporary.fetch_add(1, Relaxed);
+        let temporary = self.spool.temporary_path(manifest.digest(), number);
+        let written = create_file(&temporary).and_then(|mut file| file.write_all(manifest.bytes()));
+        if let Err(error) = written {
+            let _ = remove_if_there(&temporary);
+            return Err(error);
+        }
+        Ok(temporary)
     }
 
     pub(super) fn remove(&self, digest: &Digest) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -36,12 +36,11 @@ impl SpoolFolder {
         space: Arc<Space>,
         buffers: Buffers,
     ) -> io::Result<Self> {
-        let boot_id = fs::read_to_string(BOOT_ID).map(|text| text.trim().to_owned());
         let folder = Self {
             path,
             space,
             buffers,
-            boot_id: boot_id.ok(),
+            boot_id: boot_id(),
             held: Mutex::default(),
         };
         for entry in fs::read_dir(&folder.path)? {
@@ -96,10 +95,10 @@ impl SpoolFolder {
             .open(&path)?;
         let mut spool = Spool::new(claim, file, Hasher::new(digest.algorithm()));
         if let Some((state, hasher)) = found {
-            (spool.offset, spool.hasher) = (state.offset, hasher);
+            (spool.tail.offset, spool.tail.hasher) = (state.offset, hasher);
             (spool.size, spool.origins) = (state.size, state.origins);
-            hash_rest(&mut spool)?;
-            spool.resumed = spool.offset > 0;
+            spool.tail.catch_up()?;
+            spool.resumed = spool.tail.offset > 0;
         } else {
             // From the first byte on there is a state, so what came before the first real one is not lost.
             spool.write_state()?;
@@ -208,24 +207,14 @@ impl Drop for Claim {
     }
 }
 
-/// Brings the hash from the saved offset to the end of the file.
-fn hash_rest(spool: &mut Spool) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match spool.file.read_at(&mut buffer, spool.offset) {
-            Ok(0) => return Ok(()),
-            Ok(read) => {
-                spool.hasher.update(&buffer[..read]);
-                spool.offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// Which boot this is.
+pub(in crate::store) fn boot_id() -> Option<String> {
+    let text = fs::read_to_string(BOOT_ID).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// Was the file last written longer ago? A time in the future says nothing.
-fn is_older(path: &Path, max_age: Duration, now: SystemTime) -> bool {
+pub(in crate::store) fn is_older(path: &Path, max_age: Duration, now: SystemTime) -> bool {
     let written = fs::metadata(path).and_then(|metadata| metadata.modified());
     let age = written
         .ok()
