@@ -42,6 +42,7 @@ mod eviction;
 mod file;
 mod frozen;
 mod holds;
+mod hosted;
 mod images;
 mod manifests;
 mod members;
@@ -293,7 +294,7 @@ pub struct ChildRow {
     pub platform: Option<Platform>,
 }
 
-/// A tag of a proxied repository.
+/// A tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagRow {
     /// What it means.

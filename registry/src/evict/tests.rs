@@ -92,10 +92,11 @@ const ROOMY: Volume = Volume {
 };
 
 impl Bench {
-    fn new() -> Self {
+    async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
         let (index, store) = Self::open(&folder, &tasks);
+        index.set_complete(0).await.unwrap();
         Self {
             folder,
             tasks,
@@ -164,7 +165,7 @@ fn content(number: usize, size: usize) -> Bytes {
 /// Young blobs go when nothing else is left, and no further than to the high watermark.
 #[tokio::test]
 async fn evicts_to_the_watermark_and_keeps_what_was_used_last() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let mut digests = Vec::new();
     for number in 0..10 {
         digests.push(bench.put(number, 100, false).await);
@@ -183,7 +184,7 @@ async fn evicts_to_the_watermark_and_keeps_what_was_used_last() {
 /// H-08: others fill the volume.
 #[tokio::test]
 async fn h08_a_full_volume_makes_room() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     for number in 0..10 {
         bench.put(number, 100, false).await;
     }
@@ -199,7 +200,7 @@ async fn h08_a_full_volume_makes_room() {
 /// H-01: whoever reads a blob that is evicted reads it to its end.
 #[tokio::test]
 async fn h01_a_reader_outlives_its_blob() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let size = 3 * BufferSize::Large.bytes();
     let digest = bench.put(0, size, false).await;
     let blob = bench.store.open(&digest).await.unwrap().unwrap();
@@ -220,7 +221,7 @@ async fn h01_a_reader_outlives_its_blob() {
 /// A digest that is being published while eviction looks at it stays, with its bytes.
 #[tokio::test]
 async fn what_is_being_published_is_not_evicted() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let digest = bench.put(0, 100, false).await;
     let publishing = bench.index.publishing(&digest).await.unwrap();
     assert_eq!(bench.evictor(1).relieve().await.unwrap(), 0);
@@ -231,7 +232,7 @@ async fn what_is_being_published_is_not_evicted() {
 
 #[tokio::test]
 async fn what_cannot_be_removed_is_served_again() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let digest = bench.put(0, 100, false).await;
     bench.store.refuses.store(true, Ordering::Relaxed);
     assert!(bench.evictor(1).relieve().await.is_err());
@@ -255,7 +256,7 @@ enum Killed {
 #[case(Killed::BeforeTheMarkWasOnDisk)]
 #[tokio::test]
 async fn h03_a_killed_deletion_is_finished(#[case] killed: Killed) {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let digest = bench.put(0, 100, false).await;
     let other = bench.put(1, 100, false).await;
     match killed {
@@ -287,7 +288,7 @@ async fn h03_a_killed_deletion_is_finished(#[case] killed: Killed) {
 /// H-15: blobs, manifests and indexes come and go independently; index and store always agree.
 #[tokio::test]
 async fn h15_random_histories_keep_index_and_store_together() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new().await;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for step in 0..400_u64 {
         state ^= state << 13;
@@ -321,7 +322,7 @@ async fn h15_random_histories_keep_index_and_store_together() {
 /// H-30: at no time does a wrong clock by itself evict anything.
 #[tokio::test]
 async fn h30_a_wrong_clock_evicts_nothing() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     for number in 0..8 {
         bench.put(number, 100, false).await;
     }
@@ -339,7 +340,7 @@ async fn h30_a_wrong_clock_evicts_nothing() {
 /// The task sees the limit crossed without being told.
 #[tokio::test]
 async fn the_task_wakes_when_the_limit_is_crossed() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     let evictor = bench.evictor(1000);
     let task = evictor.start(&bench.tasks);
     let mut totals = bench.index.totals();
@@ -357,7 +358,7 @@ async fn the_task_wakes_when_the_limit_is_crossed() {
 
 #[tokio::test]
 async fn metrics_say_what_is_held_and_what_went() {
-    let bench = Bench::new();
+    let bench = Bench::new().await;
     bench.put(0, 100, false).await;
     bench.put(1, 50, true).await;
     let mut registry = Registry::default();
@@ -377,4 +378,22 @@ async fn metrics_say_what_is_held_and_what_went() {
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }
+}
+
+/// Until all records are back, nothing says which blobs were pushed here.
+#[tokio::test]
+async fn nothing_goes_before_a_rebuild_is_done() {
+    let mut bench = Bench::new().await;
+    let digest = bench.put(1, 100, false).await;
+    std::fs::remove_file(bench.folder.path().join("index.db")).unwrap();
+    bench = bench.restart().await;
+    bench
+        .index
+        .put_blob(&digest, 100, true, false)
+        .await
+        .unwrap();
+    bench.index.flush().await.unwrap();
+    assert_eq!(bench.evictor(10).relieve().await.unwrap(), 0);
+    bench.index.set_complete(0).await.unwrap();
+    assert_eq!(bench.evictor(10).relieve().await.unwrap(), 100);
 }

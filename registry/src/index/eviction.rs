@@ -28,7 +28,7 @@ pub struct EvictionCandidate {
     pub last_use: Timestamp,
     /// For manifests: since when nothing that it names is held.
     pub bare_since: Option<Timestamp>,
-    /// Belongs to a pinned image.
+    /// Belongs to a pinned image, or was pushed here, so that nobody can fetch it again.
     pub pinned: bool,
     /// Belongs to a tag that the upstream does not have any more.
     pub missing: bool,
@@ -154,7 +154,7 @@ fn candidate(row: &Row<'_>, pinned: &HashSet<Digest>) -> rusqlite::Result<Evicti
         stored: columns::time(row, 3)?,
         last_use: columns::time(row, 4)?,
         bare_since: columns::time_if_any(row, 5)?,
-        pinned: pinned.contains(&digest),
+        pinned: row.get(7)? || pinned.contains(&digest),
         missing: row.get(6)?,
     })
 }
@@ -175,7 +175,9 @@ WITH RECURSIVE missing (repo, digest) AS (
     SELECT c.repo, c.child FROM children c JOIN missing m ON c.repo = m.repo AND c.parent = m.digest
 )
 SELECT digest, size, manifest, stored, last_use, bare_since,
-    digest IN (SELECT digest FROM missing)
+    digest IN (SELECT digest FROM missing),
+    EXISTS (SELECT 1 FROM members WHERE members.digest = blobs.digest AND hosted)
+    OR EXISTS (SELECT 1 FROM manifests WHERE manifests.digest = blobs.digest AND hosted)
 FROM blobs WHERE state = 0 ORDER BY last_use, digest";
 
 const NOTE_BARE: &str = "

@@ -189,17 +189,22 @@ impl Lost {
     }
 }
 
-/// Takes note of this run: what the last one left is returned, and rows that a power loss may have hit become suspect.
+/// Takes note of this run: what the last one left is returned, and rows that a power loss may have hit become suspect,
+/// or are forgotten, to be read from the store again.
 /// Synced, because a marker that survives a power loss by being stale would hide it.
 fn begin_run(db: &mut Connection, boot: &str) -> Result<(OpenState, bool), IndexError> {
     let mut begin = || -> rusqlite::Result<(OpenState, bool)> {
         let clean = meta(db, "clean")?.as_deref() == Some("1");
         let same_boot = meta(db, "boot")?.as_deref() == Some(boot);
-        let complete = meta(db, "complete")?.as_deref() == Some("1");
+        let survived = clean || same_boot;
+        let complete = survived && meta(db, "complete")?.as_deref() == Some("1");
         db.pragma_update(None, "synchronous", "FULL")?;
         let transaction = db.transaction()?;
-        if !clean && !same_boot {
+        if !survived {
             transaction.execute(SUSPECT_WHAT_IS_NOT_DURABLE, [])?;
+            // Their records are on disk, but of these rows the last ones may not be.
+            transaction.execute_batch(FORGET_HOSTED)?;
+            set_meta(&transaction, "complete", "0")?;
         }
         transaction.execute(SUM_UP, [])?;
         set_meta(&transaction, "clean", "0")?;
@@ -230,6 +235,13 @@ fn set_meta(db: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
     )?;
     Ok(())
 }
+
+/// A rebuild brings them back.
+const FORGET_HOSTED: &str = "
+DELETE FROM tags WHERE repo IN (SELECT repo FROM manifests WHERE hosted);
+DELETE FROM manifests WHERE hosted;
+DELETE FROM members WHERE hosted;
+";
 
 /// Renames the file with its log, and forgets all but the latest of those renamed before.
 fn set_aside(path: &Path, label: &str) -> Result<PathBuf, IndexError> {

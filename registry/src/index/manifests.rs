@@ -287,4 +287,4 @@ INSERT INTO children (repo, parent, position, child, kind, size, media_type, pla
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// Its children follow by their foreign key.
-const DELETE: &str = "DELETE FROM manifests WHERE repo = ?1 AND digest = ?2";
+pub(super) const DELETE: &str = "DELETE FROM manifests WHERE repo = ?1 AND digest = ?2";

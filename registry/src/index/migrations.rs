@@ -6,7 +6,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Steps to the current tables. Append only; a released step never changes.
-pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3];
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4];
 
 /// A file from a newer program has seen more steps than there are.
 pub(super) fn is_newer(version: usize) -> bool {
@@ -156,6 +156,18 @@ ALTER TABLE pins ADD COLUMN frozen BLOB;  -- the digest that a tag is held at
 CREATE INDEX pins_frozen ON pins (source) WHERE frozen IS NOT NULL;
 ";
 
+/// Hosted repositories have no host before their name, as `RepoKey` writes it. Nobody else has what is theirs.
+const STEP_4: &str = "
+ALTER TABLE members ADD COLUMN hosted INTEGER NOT NULL AS (
+    instr(substr(repo, 1, instr(repo, '/')), '.') = 0
+    AND instr(substr(repo, 1, instr(repo, '/')), ':') = 0
+    AND repo NOT GLOB 'localhost/*') VIRTUAL;
+ALTER TABLE manifests ADD COLUMN hosted INTEGER NOT NULL AS (
+    instr(substr(repo, 1, instr(repo, '/')), '.') = 0
+    AND instr(substr(repo, 1, instr(repo, '/')), ':') = 0
+    AND repo NOT GLOB 'localhost/*') VIRTUAL;
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,7 +182,7 @@ mod tests {
             .collect();
         assert_eq!(
             seen,
-            ["ccf70813650ca28d", "afafb40645e671a0", "6ee10a0b5c2423b2"]
+            ["ccf70813650ca28d", "afafb40645e671a0", "6ee10a0b5c2423b2", "5e45da8bcbfd46c9"]
         );
     }
 

@@ -165,4 +165,4 @@ INSERT OR IGNORE INTO tags
     (repo, tag, digest, previous, etag, updated, checked, missing_since, origin)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
 
-const DELETE: &str = "DELETE FROM tags WHERE repo = ?1 AND tag = ?2";
+pub(super) const DELETE: &str = "DELETE FROM tags WHERE repo = ?1 AND tag = ?2";

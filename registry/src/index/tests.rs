@@ -7,6 +7,8 @@ use super::*;
 use coral_schema::oci::Tag;
 use tempfile::TempDir;
 
+mod hosted;
+
 struct Bench {
     folder: TempDir,
     tasks: Tasks,
