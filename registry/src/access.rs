@@ -1,7 +1,8 @@
 //! Who may read what: decided in one place, before any content is touched.
 //!
-//! A [`ReadCap`] says that a caller may read one repository; only [`Access`] makes one. It names the upstream as it was
-//! configured when the request came, so a request sees one configuration from its start to its end.
+//! A [`ReadCap`] says that a caller may read one repository of an upstream; a [`HostedCap`] the same of a hosted one, and
+//! a [`WriteCap`] that it may be pushed to. Only [`Access`] makes them. They name what was configured when the request
+//! came, so a request sees one configuration from its start to its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,14 +13,17 @@ use coral_schema::oci::reference::DOCKER_HUB;
 use coral_schema::oci::{Digest, ManifestRef};
 use coral_schema::process::tasks::Tasks;
 
-pub use self::cap::ReadCap;
+pub use self::cap::{HostedCap, ReadCap, WriteCap};
 use self::visibility::{Standing, Visibility};
 use crate::index::{Index, VisibilityRow};
 use crate::name::{NameError, NameRules, RepoKey, UpstreamName};
 use crate::upstream::{Upstream, VisibilityMode};
 
 pub mod cap;
+mod hosted;
 mod visibility;
+
+pub use self::hosted::{HostedConfig, HostedRules};
 
 /// One configuration: the names, and what they mean.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Snapshot {
     pub rules: NameRules,
     /// The upstreams by name.
     pub upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+    /// What may be pushed to.
+    pub hosted: HostedRules,
 }
 
 /// The only maker of [`ReadCap`]s.
@@ -60,6 +66,12 @@ pub enum AccessError {
     /// Private upstream, or unknown: both look the same.
     #[error("{0} does not exist, or is private")]
     Hidden(RepoKey),
+    /// It is pulled through, and nobody can push to it here.
+    #[error("{0} is a repository of an upstream")]
+    Proxied(RepoKey),
+    /// Nobody may push without a login, and there are no logins yet.
+    #[error("pushes to {0} need a credential, and this registry knows none")]
+    PushDenied(RepoKey),
     /// It is not known who may read it, and the upstream cannot be asked.
     #[error("who may read {repo} cannot be found out now: {reason}")]
     Unavailable {
@@ -105,6 +117,9 @@ impl Access {
 
     /// May this repository be listed for everybody: is it known to be public, without asking anybody?
     pub async fn may_list(&self, repo: &RepoKey) -> bool {
+        if repo.is_hosted() {
+            return self.read_hosted(repo.clone()).is_ok();
+        }
         matches!(self.read_if_known(repo.clone()).await, Ok(Some(_)))
     }
 
@@ -125,7 +140,7 @@ impl Access {
 
     /// Is a repository public, as far as its record and the configuration say? For rebuilding the index.
     pub fn is_public_on_record(&self, repo: &RepoKey, row: Option<VisibilityRow>) -> bool {
-        let Some(upstream) = self.snapshot.load().upstreams.get(repo.upstream()).cloned() else {
+        let Some(upstream) = self.upstream_of(repo) else {
             return false;
         };
         match upstream.policy.visibility {
@@ -138,15 +153,43 @@ impl Access {
         }
     }
 
+    fn upstream_of(&self, repo: &RepoKey) -> Option<Arc<Upstream>> {
+        let upstreams = &self.snapshot.load().upstreams;
+        upstreams.get(repo.upstream()?).cloned()
+    }
+
     /// The upstream of `repo`, if the administrator allows the repository.
     fn allowed(&self, repo: &RepoKey) -> Result<Arc<Upstream>, AccessError> {
-        let upstream = self.snapshot.load().upstreams.get(repo.upstream()).cloned();
-        let upstream =
-            upstream.ok_or_else(|| NameError::UnknownUpstream(repo.upstream().to_string()))?;
+        let upstream = self.upstream_of(repo);
+        let upstream = upstream.ok_or_else(|| NameError::UnknownUpstream(repo.to_string()))?;
         if !is_allowed(&upstream, repo) {
             return Err(AccessError::Denied(repo.clone()));
         }
         Ok(upstream)
+    }
+
+    /// May the caller read this hosted repository? Whoever reaches us may, as long as nobody can push without wanting it.
+    pub fn read_hosted(&self, repo: RepoKey) -> Result<HostedCap, AccessError> {
+        let snapshot = self.snapshot.load();
+        match snapshot.hosted.of(&repo) {
+            Some(_) => Ok(HostedCap::new(repo)),
+            None => Err(AccessError::Hidden(repo)),
+        }
+    }
+
+    /// May the caller push to this repository, and delete from it?
+    pub fn write(&self, repo: RepoKey) -> Result<WriteCap, AccessError> {
+        if !repo.is_hosted() {
+            return Err(AccessError::Proxied(repo));
+        }
+        let snapshot = self.snapshot.load();
+        let Some(config) = snapshot.hosted.of(&repo) else {
+            return Err(AccessError::Hidden(repo));
+        };
+        if !snapshot.hosted.anonymous_push {
+            return Err(AccessError::PushDenied(repo));
+        }
+        Ok(WriteCap::new(HostedCap::new(repo), Arc::clone(config)))
     }
 
     async fn is_public(
@@ -190,7 +233,7 @@ fn is_allowed(upstream: &Upstream, repo: &RepoKey) -> bool {
 
 /// What we read without a credential of our own, everybody may read; and Docker Hub's official images are public.
 fn is_public_by_nature(upstream: &Upstream, repo: &RepoKey) -> bool {
-    let official = repo.upstream().as_str() == DOCKER_HUB
+    let official = repo.upstream().map(UpstreamName::as_str) == Some(DOCKER_HUB)
         && repo.repository().as_str().starts_with("library/");
     let anonymous = || {
         upstream

@@ -21,6 +21,7 @@ use crate::access::Access;
 use crate::admin::{self, auth, guard, page};
 use crate::config::watch::{self, ConfigWatch, ReloadState};
 use crate::config::{Config, Overrides};
+use crate::hosted::{self, Hosted};
 use crate::http;
 use crate::index::Index;
 use crate::metrics;
@@ -83,7 +84,8 @@ impl App {
         let rebuild = rebuilder(&opened, &access);
         rebuild.start(&tasks);
         let (transfers, puller) = pulling(&config, &opened, &rebuild, metrics, &tasks);
-        let oci = http::router(Arc::clone(&access), puller.clone(), metrics);
+        let hosted = hosting(&config, &opened, &rebuild, &tasks);
+        let oci = http::router(Arc::clone(&access), puller.clone(), hosted.clone(), metrics);
         let state = if origin.file.is_some() {
             ReloadState::Current
         } else {
@@ -97,6 +99,7 @@ impl App {
             access: Arc::clone(&access),
             puller: puller.clone(),
             transfers: transfers.clone(),
+            hosted,
         };
         let view = panel::View {
             address: server.addresses().oci,
@@ -115,8 +118,7 @@ impl App {
         }
         let open = page::router().merge(health::router(health, Arc::new(registry)));
         let admin = api.merge(open);
-        let hosts = watched.config().borrow().admin.hosts.clone();
-        let admin = guard::guarded(admin, hosts);
+        let admin = guard::guarded(admin, watched.config().borrow().admin.hosts.clone());
         let Opened { index, blobs, .. } = opened;
         Ok(Self {
             server,
@@ -244,6 +246,27 @@ fn pulling(
     };
     let puller = Puller::new(parts, pull_config(config), config.cache.manifest_memory);
     (transfers, puller)
+}
+
+/// Takes pushes, and forgets the uploads that nobody goes on with.
+fn hosting(config: &Config, opened: &Opened, rebuild: &Rebuild, tasks: &Tasks) -> Hosted {
+    let parts = hosted::Parts {
+        index: opened.index.clone(),
+        blobs: Arc::clone(&opened.blobs),
+        uploads: Arc::clone(&opened.uploads),
+        records: Arc::clone(&opened.records),
+        rebuild: rebuild.clone(),
+        room: opened.evictor.room().clone(),
+        tasks: tasks.clone(),
+    };
+    let hosted = Hosted::new(parts, config.manifest_max_bytes);
+    let (sweeping, stopping) = (hosted.clone(), tasks.stopping());
+    tasks.spawn("sweep uploads", async move {
+        stopping
+            .run_until_cancelled(parts::sweep_uploads(sweeping))
+            .await
+    });
+    hosted
 }
 
 fn probes(opened: &Opened, tasks: &Tasks) -> (Health, health::Latch) {

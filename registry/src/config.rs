@@ -25,10 +25,12 @@ use std::time::Duration;
 use coral_schema::mirror_config::HostPort;
 use coral_schema::quantity::Ratio;
 
+use crate::access::HostedConfig;
 use crate::name::UpstreamName;
 use crate::upstream::UpstreamConfig;
 
 mod admin;
+mod hosted;
 mod item;
 mod mistake;
 mod names;
@@ -70,6 +72,10 @@ pub struct Config {
     pub upstreams: Vec<UpstreamConfig>,
     /// For clients that name no upstream; one of `upstreams`.
     pub default_upstream: Option<UpstreamName>,
+    /// Repositories that take pushes; their prefixes are distinct.
+    pub hosted: Vec<HostedConfig>,
+    /// May whoever reaches us push to them?
+    pub anonymous_push: bool,
     /// Longest manifest, bytes.
     pub manifest_max_bytes: u64,
     /// What is kept in memory, and when transfers run.

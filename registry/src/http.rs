@@ -1,16 +1,17 @@
-//! The OCI listener: one entry for everything under `/v2/`, read-only.
+//! The OCI listener: one entry for everything under `/v2/`.
 //!
 //! ```text
 //! request → route (pure) → access: may it be read? → pull: an answer → headers → body, counted and logged to its end
+//!                          access: may it be changed? → hosted ↗
 //! ```
 //!
 //! Nothing here decides about content. What this layer promises: the headers of the specification on every answer, the
 //! status table of `error` and no other, a body that never ends cleanly when it is not complete, and one access-log
-//! event per request. Request bodies are not read.
+//! event per request. Only pushes read the body of a request.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,9 +27,10 @@ use self::access_log::{AccessLog, Entry};
 use self::answer::{Answer, Content};
 use self::body::LoggedBody;
 use self::error::Failure;
-use self::route::{Query, Route};
-use crate::access::cap::ReadCap;
+use self::route::{Query, Route, RouteError};
+use crate::access::cap::{HostedCap, ReadCap, WriteCap};
 use crate::access::{Access, Probe};
+use crate::hosted::Hosted;
 use crate::pull::{Outcome, Puller};
 
 mod access_log;
@@ -40,10 +42,12 @@ mod catalog;
 mod error;
 mod manifest;
 mod paging;
+mod push;
 pub mod range;
 mod referrers;
 pub mod route;
 mod tags;
+mod upload;
 
 /// Longest time to the headers of an answer, whatever happens below: every part has shorter deadlines of its own (10 s),
 /// clients give up at 30 s.
@@ -53,11 +57,17 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// The service of the OCI listener. Registers its metrics in `registry`, whose prefix is the caller's.
-pub fn router(access: Arc<Access>, puller: Puller, registry: &mut Registry) -> Router {
+pub fn router(
+    access: Arc<Access>,
+    puller: Puller,
+    hosted: Hosted,
+    registry: &mut Registry,
+) -> Router {
     let log = Arc::new(AccessLog::new(registry));
     let http = Arc::new(Http {
         access,
         puller,
+        hosted,
         log,
     });
     Router::new().fallback(handle).with_state(http)
@@ -68,7 +78,17 @@ pub fn router(access: Arc<Access>, puller: Puller, registry: &mut Registry) -> R
 struct Http {
     access: Arc<Access>,
     puller: Puller,
+    hosted: Hosted,
     log: Arc<AccessLog>,
+}
+
+/// The caller may read it, and this is where it is.
+#[derive(Debug)]
+enum Readable {
+    /// Upstream, or cached.
+    Proxied(ReadCap),
+    /// Here, or nowhere.
+    Hosted(HostedCap),
 }
 
 impl Http {
@@ -78,26 +98,38 @@ impl Http {
         asked: &mut Asked<'_>,
         path: &str,
         probe: Probe<'_>,
-    ) -> Result<ReadCap, Failure> {
+    ) -> Result<Readable, Failure> {
         let repo = self.access.resolve(asked.ns.as_deref(), path)?;
         asked.entry.repo = Some(repo.clone());
+        if repo.is_hosted() {
+            return Ok(Readable::Hosted(self.access.read_hosted(repo)?));
+        }
         let cap = if asked.only_if_cached() {
             let known = self.access.read_if_known(repo).await?;
             known.ok_or(Failure::NotCached)?
         } else {
             self.access.read(repo, probe).await?
         };
-        Ok(match asked.client {
+        Ok(Readable::Proxied(match asked.client {
             Some(client) => cap.with_client(client),
             None => cap,
-        })
+        }))
+    }
+
+    /// May the caller change the repository that `path` means?
+    fn admit_change(&self, asked: &mut Asked<'_>, path: &str) -> Result<WriteCap, Failure> {
+        let repo = self.access.resolve(asked.ns.as_deref(), path)?;
+        asked.entry.repo = Some(repo.clone());
+        Ok(self.access.write(repo)?)
     }
 }
 
 /// One request.
 #[derive(Debug)]
 struct Asked<'a> {
-    head: bool,
+    method: &'a Method,
+    /// Read by pushes only. Never locked: only the mutex makes it `Sync`.
+    body: Mutex<Option<Body>>,
     headers: &'a HeaderMap,
     query: Query<'a>,
     /// Where the client is.
@@ -110,6 +142,16 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// The body, the first time.
+    fn take_body(&mut self) -> Option<Body> {
+        let body = self.body.get_mut();
+        body.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
     /// Does the client want a manifest or a blob only if it is here? Lists are answered as ever.
     fn only_if_cached(&self) -> bool {
         matches!(self.entry.kind, RequestKind::Manifest | RequestKind::Blob)
@@ -126,6 +168,7 @@ enum RequestKind {
     Blob,
     Tags,
     Referrers,
+    Upload,
     /// No route.
     Other,
 }
@@ -139,6 +182,7 @@ impl RequestKind {
             Route::Blob { .. } => Self::Blob,
             Route::Tags { .. } => Self::Tags,
             Route::Referrers { .. } => Self::Referrers,
+            Route::Uploads { .. } | Route::Upload { .. } => Self::Upload,
         }
     }
 
@@ -150,16 +194,18 @@ impl RequestKind {
             Self::Blob => "blob",
             Self::Tags => "tags",
             Self::Referrers => "referrers",
+            Self::Upload => "upload",
             Self::Other => "other",
         }
     }
 }
 
 async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let query = Query(parts.uri.query().unwrap_or_default());
     let mut asked = Asked {
-        head: parts.method == Method::HEAD,
+        method: &parts.method,
+        body: Mutex::new(Some(body)),
         headers: &parts.headers,
         query,
         client: parts.extensions.get().map(|Peer(address)| address.ip()),
@@ -167,25 +213,38 @@ async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
         ns: query.get("ns"),
         entry: Entry::new(Arc::clone(&http.log), parts.method.clone()),
     };
-    let dispatched = dispatch(&http, &mut asked, &parts.method, parts.uri.path());
-    let result = tokio::time::timeout(HEADERS_DEADLINE, dispatched)
-        .await
-        .unwrap_or(Err(Failure::Deadline));
+    let result = dispatch(&http, &mut asked, parts.uri.path()).await;
     let answer = result.unwrap_or_else(|failure| {
         error::error_answer(&failure, asked.entry.kind, asked.ns.is_some()).into_answer(&failure)
     });
+    if answer.status.is_client_error() {
+        push::drain(&mut asked).await;
+    }
     respond(answer, asked)
 }
 
-async fn dispatch(
-    http: &Http,
-    asked: &mut Asked<'_>,
-    method: &Method,
-    path: &str,
-) -> Result<Answer, Failure> {
-    let route = route::route(method, path)?;
+async fn dispatch(http: &Http, asked: &mut Asked<'_>, path: &str) -> Result<Answer, Failure> {
+    let route = route::route(asked.method, path)?;
     asked.entry.kind = RequestKind::of(&route);
     asked.entry.reference = route.reference();
+    if matches!(*asked.method, Method::GET | Method::HEAD) {
+        let read = read(http, asked, route);
+        let answered = tokio::time::timeout(HEADERS_DEADLINE, read).await;
+        return answered.unwrap_or(Err(Failure::Deadline));
+    }
+    // A body takes as long as it takes; whoever reads it looks after silence.
+    match route {
+        Route::Manifest { path, reference } => push::manifest(http, asked, path, reference).await,
+        Route::Blob { path, digest } => push::blob(http, asked, path, digest).await,
+        Route::Uploads { path } => upload::begin(http, asked, path).await,
+        Route::Upload { path, id } => upload::go_on(http, asked, path, id).await,
+        Route::Ping | Route::Catalog | Route::Tags { .. } | Route::Referrers { .. } => {
+            Err(Failure::Route(RouteError::Unknown))
+        }
+    }
+}
+
+async fn read(http: &Http, asked: &mut Asked<'_>, route: Route<'_>) -> Result<Answer, Failure> {
     match route {
         Route::Ping => Ok(Answer::json(
             "application/json",
@@ -199,6 +258,8 @@ async fn dispatch(
         Route::Blob { path, digest } => blob::blob(http, asked, path, &digest).await,
         Route::Tags { path } => tags::tags(http, asked, path).await,
         Route::Referrers { path, digest } => referrers::referrers(http, asked, path, &digest).await,
+        Route::Upload { path, id } => upload::status(http, asked, path, id).await,
+        Route::Uploads { .. } => Err(Failure::Route(RouteError::Unknown)),
     }
 }
 
@@ -213,7 +274,8 @@ fn respond(answer: Answer, asked: Asked<'_>) -> Response {
         error,
     } = answer;
     let Asked {
-        head,
+        method,
+        body: _,
         headers: _,
         query: _,
         client: _,
@@ -229,7 +291,7 @@ fn respond(answer: Answer, asked: Asked<'_>) -> Response {
     entry.status = Some(status);
     entry.outcome = outcome;
     entry.error = error;
-    let content = if head || status == StatusCode::NOT_MODIFIED {
+    let content = if method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
         Content::Empty
     } else {
         content

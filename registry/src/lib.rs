@@ -1,4 +1,4 @@
-//! A pull-through caching OCI registry.
+//! A pull-through caching OCI registry, which also takes pushes.
 
 pub mod access;
 pub mod admin;
@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod evict;
+pub mod hosted;
 pub mod http;
 pub mod index;
 pub mod metrics;

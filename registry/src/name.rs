@@ -1,7 +1,10 @@
-//! Which repository does a request mean? One total function decides it for every door: `ns`, host path, default.
+//! Which repository does a request mean? One total function decides it for every door: `ns`, host path, hosted prefix,
+//! default.
 //!
 //! A [`RepoKey`] is the only source of store keys, and [`NameRules::resolve`] and [`RepoKey::from_str`] (for keys read
-//! back from the store) are the only ways to one. Nothing ever falls through from one upstream to another.
+//! back from the store) are the only ways to one. Nothing ever falls through from one upstream to another, from hosted
+//! to an upstream, or back. A key's text says which of both it is: the first component of an upstream's looks like a
+//! host, that of a hosted repository never does.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -63,10 +66,11 @@ impl FromStr for UpstreamName {
     }
 }
 
-/// One repository of one upstream. Prints as `docker.io/library/nginx`, which parses back.
+/// One repository of one upstream, or a hosted one. Prints as `docker.io/library/nginx` or `team/app`, which parse back.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RepoKey {
-    upstream: UpstreamName,
+    /// `None`: hosted.
+    upstream: Option<UpstreamName>,
     repository: RepositoryName,
 }
 
@@ -81,20 +85,37 @@ pub enum NameError {
         "the request names no upstream, and no defaultUpstream is configured; use /v2/<upstream host>/<repository>"
     )]
     NoUpstream,
+    /// It is asked of ourselves, and is none of ours.
+    #[error("{0} is not below any of the hosted prefixes of this registry")]
+    NotHosted(RepositoryName),
     /// Malformed.
     #[error(transparent)]
     Malformed(#[from] coral_schema::oci::repository::RepositoryNameError),
 }
 
 impl RepoKey {
-    /// The upstream.
-    pub fn upstream(&self) -> &UpstreamName {
-        &self.upstream
+    /// The upstream; `None` for a hosted repository.
+    pub fn upstream(&self) -> Option<&UpstreamName> {
+        self.upstream.as_ref()
     }
 
-    /// The repository as the upstream knows it.
+    /// Is it ours: pushed to, and not fetched from anybody?
+    pub fn is_hosted(&self) -> bool {
+        self.upstream.is_none()
+    }
+
+    /// The repository as the upstream knows it, or as it was pushed.
     pub fn repository(&self) -> &RepositoryName {
         &self.repository
+    }
+
+    /// `None` where the first component would be taken for a host.
+    fn hosted(repository: RepositoryName) -> Option<Self> {
+        let first = repository.components().next().unwrap_or_default();
+        (!looks_like_host(first)).then_some(Self {
+            upstream: None,
+            repository,
+        })
     }
 
     fn new(upstream: UpstreamName, path: &str) -> Result<Self, NameError> {
@@ -104,7 +125,7 @@ impl RepoKey {
             path.parse()?
         };
         Ok(Self {
-            upstream,
+            upstream: Some(upstream),
             repository,
         })
     }
@@ -112,7 +133,13 @@ impl RepoKey {
 
 impl fmt::Display for RepoKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.upstream, self.repository)
+        match &self.upstream {
+            Some(host) if looks_like_host(host.as_str()) => write!(f, "{host}/")?,
+            // So that it is not taken for a hosted repository's first component.
+            Some(host) => write!(f, "{host}:443/")?,
+            None => {}
+        }
+        self.repository.fmt(f)
     }
 }
 
@@ -120,11 +147,15 @@ impl FromStr for RepoKey {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let (host, path) = text.split_once('/').ok_or(NameError::NoUpstream)?;
-        let upstream = host
-            .parse()
-            .map_err(|UpstreamNameError| NameError::UnknownUpstream(host.to_owned()))?;
-        Self::new(upstream, path)
+        match text.split_once('/') {
+            Some((host, path)) if looks_like_host(host) => {
+                let upstream = host
+                    .parse()
+                    .map_err(|UpstreamNameError| NameError::UnknownUpstream(host.to_owned()))?;
+                Self::new(upstream, path)
+            }
+            _ => Self::hosted(text.parse()?).ok_or(NameError::NoUpstream),
+        }
     }
 }
 
@@ -133,6 +164,10 @@ impl FromStr for RepoKey {
 pub struct NameRules {
     upstreams: HashMap<String, UpstreamName>,
     default_upstream: Option<UpstreamName>,
+    /// What is below one of these is hosted.
+    hosted: Vec<RepositoryName>,
+    /// What clients call us.
+    own: Option<UpstreamName>,
 }
 
 impl NameRules {
@@ -159,6 +194,18 @@ impl NameRules {
         Self {
             upstreams: names,
             default_upstream,
+            hosted: Vec::new(),
+            own: None,
+        }
+    }
+
+    /// The same, with hosted repositories below these prefixes; `own` is what clients call us in `ns`.
+    #[must_use]
+    pub fn with_hosted(self, hosted: Vec<RepositoryName>, own: Option<UpstreamName>) -> Self {
+        Self {
+            hosted,
+            own,
+            ..self
         }
     }
 
@@ -166,15 +213,26 @@ impl NameRules {
     /// the `ns` query parameter, percent-decoded, if there is one.
     pub fn resolve(&self, ns: Option<&str>, path: &str) -> Result<RepoKey, NameError> {
         if let Some(ns) = ns {
+            if self.own.is_some() && ns.parse().ok() == self.own {
+                let name: RepositoryName = path.parse()?;
+                return self.hosted(&name).ok_or(NameError::NotHosted(name));
+            }
             return RepoKey::new(self.upstream(ns)?, path);
         }
         match path.split_once('/') {
             Some((host, rest)) if looks_like_host(host) => RepoKey::new(self.upstream(host)?, rest),
-            _ => RepoKey::new(
-                self.default_upstream.clone().ok_or(NameError::NoUpstream)?,
-                path,
-            ),
+            _ => {
+                let hosted = path.parse().ok().and_then(|name| self.hosted(&name));
+                let default = || self.default_upstream.clone().ok_or(NameError::NoUpstream);
+                hosted.map_or_else(|| RepoKey::new(default()?, path), Ok)
+            }
         }
+    }
+
+    /// The hosted repository of this name, if it is below one of the prefixes.
+    fn hosted(&self, name: &RepositoryName) -> Option<RepoKey> {
+        let is_hosted = self.hosted.iter().any(|prefix| name.is_below(prefix));
+        is_hosted.then(|| RepoKey::hosted(name.clone())).flatten()
     }
 
     fn upstream(&self, host: &str) -> Result<UpstreamName, NameError> {
@@ -199,6 +257,12 @@ mod tests {
             [(&hub, [].as_slice()), (&internal, &alias)],
             Some(hub.clone()),
         )
+        .with_hosted(
+            ["own", "deep/er"]
+                .map(|prefix| prefix.parse().unwrap())
+                .into(),
+            Some(name("cache.example:5000")),
+        )
     }
 
     /// H-23: one table for all doors.
@@ -213,6 +277,13 @@ mod tests {
     #[case(None, "internal.example/team/app", "registry.internal:5000/team/app")]
     #[case(Some("internal.example"), "app", "registry.internal:5000/app")]
     #[case(Some("registry.internal:5000"), "app", "registry.internal:5000/app")]
+    #[case(None, "own", "own")]
+    #[case(None, "own/app/x", "own/app/x")]
+    #[case(None, "ownership/app", "docker.io/ownership/app")]
+    #[case(None, "deep/er/app", "deep/er/app")]
+    #[case(None, "deep/app", "docker.io/deep/app")]
+    #[case(Some("Cache.example:5000"), "own/app", "own/app")]
+    #[case(Some("docker.io"), "own/app", "docker.io/own/app")]
     fn h23_resolves(#[case] ns: Option<&str>, #[case] path: &str, #[case] key: &str) {
         assert_eq!(rules().resolve(ns, path).unwrap().to_string(), key);
     }
@@ -228,8 +299,21 @@ mod tests {
     #[case(None, "docker.io/a%2Fb")]
     #[case(None, "docker.io/")]
     #[case(None, "Nginx")]
+    #[case(Some("cache.example:5000"), "team/app")]
+    #[case(Some("cache.example:5000"), "docker.io/nginx")]
+    #[case(None, "own/App")]
     fn h23_refuses(#[case] ns: Option<&str>, #[case] path: &str) {
         assert!(rules().resolve(ns, path).is_err());
+    }
+
+    #[test]
+    fn h23_an_upstream_without_a_dot_is_no_hosted_repository() {
+        let name: UpstreamName = "harbor".parse().unwrap();
+        let rules = NameRules::new([(&name, [].as_slice())], None);
+        let key = rules.resolve(Some("harbor"), "team/app").unwrap();
+        assert_eq!(key.to_string(), "harbor:443/team/app");
+        assert_eq!(key.to_string().parse::<RepoKey>().unwrap(), key);
+        assert_ne!("harbor/team/app".parse::<RepoKey>().unwrap(), key);
     }
 
     proptest! {
@@ -244,7 +328,8 @@ mod tests {
         #[test]
         fn h23_likely_paths(path in "(docker\\.io|internal\\.example|a|b\\.c)(/[a-z._-]{1,5}){0,3}") {
             if let Ok(key) = rules().resolve(None, &path) {
-                prop_assert!(["docker.io", "registry.internal:5000"].contains(&key.upstream().as_str()));
+                let upstream = key.upstream().map(UpstreamName::as_str);
+                prop_assert!([Some("docker.io"), Some("registry.internal:5000")].contains(&upstream));
                 prop_assert_eq!(key.to_string().parse::<RepoKey>().unwrap(), key);
             }
         }

@@ -8,7 +8,7 @@
 //!    joining the one transfer that fetches it.
 //! 3. What was learnt is written down behind the answer ([`recorder`]).
 //!
-//! Who asks for nothing but what is here gets it from [`cached`].
+//! Who asks for nothing but what is here gets it from [`cached`]. What was pushed here has no upstream: [`hosted`].
 //!
 //! Whatever fails below becomes a [`PullError`], each variant a row of the status table that clients see.
 
@@ -49,6 +49,7 @@ mod fetch;
 pub mod flight;
 pub mod freshness;
 mod held;
+mod hosted;
 mod lists;
 mod manifests;
 mod membership;

@@ -24,7 +24,7 @@ use crate::index::{Index, IndexError, Restored, VisibilityRow};
 use crate::name::RepoKey;
 use crate::store::{BlobStore, RecordStore, StoreError};
 
-mod records;
+pub mod records;
 
 /// Why a rebuild did not end.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -1,8 +1,9 @@
-//! The proof that a caller may read a repository.
+//! The proof that a caller may read a repository, or write to it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::hosted::HostedConfig;
 use crate::name::RepoKey;
 use crate::upstream::{Priority, Upstream};
 
@@ -68,5 +69,43 @@ impl ReadCap {
     /// May the anonymous public read it upstream? Then what its manifests name proves membership.
     pub fn is_public(&self) -> bool {
         self.public
+    }
+}
+
+/// A caller may read this hosted repository. Only `access` makes one.
+#[derive(Debug, Clone)]
+pub struct HostedCap(RepoKey);
+
+impl HostedCap {
+    pub(in crate::access) fn new(repo: RepoKey) -> Self {
+        Self(repo)
+    }
+
+    /// The repository.
+    pub fn repo(&self) -> &RepoKey {
+        &self.0
+    }
+}
+
+/// A caller may push to this hosted repository and delete from it. Only `access` makes one.
+#[derive(Debug, Clone)]
+pub struct WriteCap {
+    read: HostedCap,
+    config: Arc<HostedConfig>,
+}
+
+impl WriteCap {
+    pub(in crate::access) fn new(read: HostedCap, config: Arc<HostedConfig>) -> Self {
+        Self { read, config }
+    }
+
+    /// The repository.
+    pub fn repo(&self) -> &RepoKey {
+        self.read.repo()
+    }
+
+    /// What holds for it.
+    pub fn config(&self) -> &HostedConfig {
+        &self.config
     }
 }

@@ -39,7 +39,7 @@ fn filter(parameters: Parameters) -> Result<ImageFilter, Refusal> {
         .map(|repo| repo.parse::<RepoKey>())
         .transpose()
         .map_err(|_| {
-            Refusal::bad_request("repo is a whole name with its host, like docker.io/library/nginx")
+            Refusal::bad_request("repo is a whole name with its host, like docker.io/library/nginx, or a hosted repository")
         })?;
     Ok(ImageFilter {
         repo,
@@ -86,7 +86,7 @@ mod tests {
         let none = filter("", "").unwrap();
         assert!(none.repo.is_none() && none.text.is_none());
         assert_eq!(
-            filter("nginx", "").unwrap_err().status,
+            filter("Nginx", "").unwrap_err().status,
             StatusCode::BAD_REQUEST
         );
     }

@@ -206,7 +206,9 @@ fn admission(access: Arc<Access>) -> Admission {
 fn reason(error: &AccessError) -> PrefetchReason {
     match error {
         AccessError::Name(_) | AccessError::Hidden(_) => PrefetchReason::Unauthorized,
-        AccessError::Denied(_) => PrefetchReason::Forbidden,
+        AccessError::Denied(_) | AccessError::Proxied(_) | AccessError::PushDenied(_) => {
+            PrefetchReason::Forbidden
+        }
         AccessError::Unavailable { .. } => PrefetchReason::UpstreamUnavailable,
     }
 }

@@ -11,14 +11,18 @@ use prometheus_client::registry::Registry;
 use super::durability;
 use crate::config::Config;
 use crate::evict::Evictor;
+use crate::hosted::Hosted;
 use crate::index::{Index, OpenState};
-use crate::store::{BlobStore, Bucket, Buffers, Limits, LocalStore, RecordStore, Space, Volume};
+use crate::store::{
+    BlobStore, Bucket, Buffers, Limits, LocalStore, RecordStore, Space, UploadStore, Volume,
+};
 
 /// Open parts.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) index: Index,
     pub(super) blobs: Arc<dyn BlobStore>,
+    pub(super) uploads: Arc<dyn UploadStore>,
     pub(super) records: Arc<dyn RecordStore>,
     pub(super) space: Arc<Space>,
     /// What the store may hold, bytes.
@@ -43,6 +47,7 @@ pub(super) async fn open(
     } = disk;
     let space = Arc::clone(store.space());
     let parts = store.clone();
+    let uploads: Arc<dyn UploadStore> = Arc::new(store.clone());
     let blobs: Arc<dyn BlobStore> = Arc::new(store);
     let records: Arc<dyn RecordStore> = Arc::new(records);
     let evictor = Evictor::new(index.clone(), Arc::clone(&blobs), limit, metrics);
@@ -62,6 +67,7 @@ pub(super) async fn open(
     Ok(Opened {
         index,
         blobs,
+        uploads,
         records,
         space,
         limit,
@@ -161,6 +167,16 @@ async fn sweep(store: LocalStore) {
         tokio::time::sleep(SWEEP_EVERY).await;
         if let Err(error) = store.sweep_parts().await {
             tracing::warn!(%error, "old part files could not be removed; it is tried again");
+        }
+    }
+}
+
+/// As for part files.
+pub(super) async fn sweep_uploads(hosted: Hosted) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        if let Err(error) = hosted.sweep().await {
+            tracing::warn!(%error, "old uploads could not be removed; it is tried again");
         }
     }
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coral_schema::process::tasks::Tasks;
 use tokio::sync::watch;
 
-use crate::access::{Access, Snapshot};
+use crate::access::{Access, HostedRules, Snapshot};
 use crate::config::Config;
+use crate::hosted::Hosted;
 use crate::name::{NameRules, UpstreamName};
 use crate::pull::{PullConfig, Puller};
 use crate::transfer::{TransferConfig, Transfers};
@@ -75,13 +76,21 @@ impl Upstreams {
             .upstreams
             .iter()
             .map(|upstream| (&upstream.name, upstream.aliases.as_slice()));
-        let rules = NameRules::new(names, config.default_upstream.clone());
+        let prefixes = config.hosted.iter().map(|hosted| hosted.prefix.clone());
+        let own = config.address(config.listen).to_string();
+        let rules = NameRules::new(names, config.default_upstream.clone())
+            .with_hosted(prefixes.collect(), own.parse().ok());
         let upstreams = next
             .iter()
             .map(|(name, (_, upstream))| (name.clone(), Arc::clone(upstream)))
             .collect();
         *built = next;
-        Ok(Snapshot { rules, upstreams })
+        let hosted = HostedRules::new(&config.hosted, config.anonymous_push);
+        Ok(Snapshot {
+            rules,
+            upstreams,
+            hosted,
+        })
     }
 }
 
@@ -92,6 +101,7 @@ pub(super) struct Listeners {
     pub(super) access: Arc<Access>,
     pub(super) puller: Puller,
     pub(super) transfers: Transfers,
+    pub(super) hosted: Hosted,
 }
 
 impl Listeners {
@@ -112,6 +122,7 @@ impl Listeners {
     fn apply(&self, config: &Config, snapshot: Snapshot) {
         self.access.replace(snapshot);
         self.puller.reconfigure(pull_config(config));
+        self.hosted.reconfigure(config.manifest_max_bytes);
         self.transfers.reconfigure(transfer_config(config));
         tracing::info!("the changed configuration is in use");
     }

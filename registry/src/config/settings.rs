@@ -8,6 +8,7 @@ use coral_schema::oci::reference::DOCKER_HUB;
 use url::Url;
 
 use super::admin::admin;
+use super::hosted::hosted;
 use super::item::Item;
 use super::mistake::Findings;
 use super::names::{Claims, is_docker_hub};
@@ -58,17 +59,12 @@ pub(super) fn convert(
         data,
         default_upstream: default_upstream(&mut section, &upstreams),
         upstreams,
+        hosted: hosted(&mut section),
+        anonymous_push: section.flag("anonymousPush"),
         manifest_max_bytes: manifest_max_bytes(section.section("manifest")),
         cache: cache(section.section("cache")),
     };
-    for key in [
-        "hotCache",
-        "hosted",
-        "anonymousPush",
-        "users",
-        "access",
-        "peers",
-    ] {
+    for key in ["hotCache", "users", "access", "peers"] {
         section.unsupported(key);
     }
     section.finish();

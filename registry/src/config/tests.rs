@@ -232,6 +232,43 @@ fn keys_that_are_not_supported_yet() {
 }
 
 #[test]
+fn hosted_repositories() {
+    let config = config(
+        "{ hosted: [{ prefix: team, immutableTags: [\"v*\", \"[0-9].*\"] }, { prefix: team/lax, sparse: false }], anonymousPush: true }",
+    );
+    assert!(config.anonymous_push);
+    let [team, lax] = &config.hosted[..] else {
+        panic!("{:?}", config.hosted)
+    };
+    assert_eq!(team.prefix.as_str(), "team");
+    assert!(team.sparse && !lax.sparse);
+    let globs = team
+        .immutable_tags
+        .iter()
+        .map(crate::upstream::Glob::as_str);
+    assert_eq!(globs.collect::<Vec<_>>(), ["v*", "[0-9].*"]);
+}
+
+#[test]
+fn hosted_prefixes_are_names_that_no_host_can_have() {
+    let text = "hosted: [{ prefix: team, immutable: [] }, { prefix: ghcr.io/x }, { prefix: localhost }, \
+                { prefix: Team }, { sparse: maybe }, { prefix: team }, { prefix: a, immutableTags: [\"a/b\"] }]";
+    let found = mistakes(text);
+    for expected in [
+        "hosted[0].immutable: unknown key; did you mean \"immutableTags\"?",
+        "hosted[1].prefix: \"ghcr.io/x\" looks like a host",
+        "hosted[2].prefix: \"localhost\" looks like a host",
+        "hosted[3].prefix: \"Team\" is not the start of repository names",
+        "hosted[4]: prefix is missing",
+        "hosted[4].sparse: \"maybe\" is neither true nor false",
+        "hosted[5]: the prefix team stands in the list already",
+        "hosted[6].immutableTags[0]: \"a/b\" is not a pattern of tags",
+    ] {
+        assert!(found.contains(expected), "{expected}\nin:\n{found}");
+    }
+}
+
+#[test]
 fn the_admin_listener_may_ask_for_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);

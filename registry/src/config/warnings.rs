@@ -16,6 +16,18 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     warnings.extend(admin_warning(&config.admin));
+    if config.anonymous_push && !config.hosted.is_empty() {
+        warnings.push(
+            "anonymousPush is true: whoever reaches this registry can push to its hosted repositories, and delete from them"
+                .to_owned(),
+        );
+    }
+    if !config.anonymous_push && !config.hosted.is_empty() {
+        warnings.push(
+            "hosted names repositories, but nobody can push to them: there are no users, and anonymousPush is false"
+                .to_owned(),
+        );
+    }
     for upstream in &config.upstreams {
         warnings.extend(upstream_warnings(upstream, is_open));
     }

@@ -239,6 +239,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         store,
         upstreams: _,
         default_upstream: _,
+        hosted: _,
+        anonymous_push: _,
         manifest_max_bytes: _,
         cache: _,
     } = old;

@@ -124,7 +124,10 @@ impl AccessLog {
         let seconds = entry.started.elapsed().as_secs_f64();
         let labels = RequestLabels {
             kind: entry.kind,
-            upstream: entry.repo.as_ref().map(|repo| repo.upstream().clone()),
+            upstream: entry
+                .repo
+                .as_ref()
+                .and_then(|repo| repo.upstream().cloned()),
             result: entry.outcome,
         };
         self.requests.get_or_create(&labels).inc();
@@ -200,7 +203,7 @@ impl Entry {
                     repository = self.repo.as_ref().map(tracing::field::display),
                     reference = self.reference.as_ref().map(tracing::field::display),
                     result = result_name(self.outcome),
-                    upstream = self.repo.as_ref().map(|repo| repo.upstream().as_str()),
+                    upstream = self.repo.as_ref().and_then(RepoKey::upstream).map(UpstreamName::as_str),
                     status = self.status.map(|status| status.as_u16()),
                     bytes = self.sent,
                     complete = self.complete,
@@ -210,7 +213,8 @@ impl Entry {
                 )
             };
         }
-        if self.outcome == Outcome::Hit {
+        let is_read = matches!(self.method, Method::GET | Method::HEAD);
+        if self.outcome == Outcome::Hit && is_read {
             event!(debug);
         } else {
             event!(info);

@@ -8,9 +8,8 @@ use http::{HeaderValue, StatusCode};
 use super::answer::{Answer, Content, EntityTag};
 use super::error::Failure;
 use super::range::{Wanted, wanted};
-use super::{Asked, Http};
+use super::{Asked, Http, Readable};
 use crate::access::Probe;
-use crate::access::cap::ReadCap;
 use crate::pull::{BlobAnswer, BlobHead, PullError};
 
 /// A range matters for a GET only (RFC 9110, section 14.2).
@@ -28,7 +27,7 @@ pub(super) async fn blob(
         answer.set_digest(&tag, true);
         return Ok(answer);
     }
-    if asked.head {
+    if asked.is_head() {
         let head = head(http, asked, &cap, digest).await?;
         return Ok(head_answer(head, &tag));
     }
@@ -40,11 +39,13 @@ pub(super) async fn blob(
             return Err(PullError::RangeNotSatisfiable { size }.into());
         }
     };
-    let blob = if asked.only_if_cached() {
-        let cached = http.puller.cached_blob(&cap, digest, range).await?;
-        cached.ok_or(Failure::NotCached)?
-    } else {
-        http.puller.blob(&cap, digest, range).await?
+    let blob = match cap {
+        Readable::Hosted(cap) => http.puller.hosted_blob(&cap, digest, range).await?,
+        Readable::Proxied(cap) if asked.only_if_cached() => {
+            let cached = http.puller.cached_blob(&cap, digest, range).await?;
+            cached.ok_or(Failure::NotCached)?
+        }
+        Readable::Proxied(cap) => http.puller.blob(&cap, digest, range).await?,
     };
     Ok(get_answer(blob, asked.files.take(), &tag))
 }
@@ -52,14 +53,17 @@ pub(super) async fn blob(
 async fn head(
     http: &Http,
     asked: &Asked<'_>,
-    cap: &ReadCap,
+    cap: &Readable,
     digest: &Digest,
 ) -> Result<BlobHead, Failure> {
-    if asked.only_if_cached() {
-        let cached = http.puller.cached_head(cap, digest).await;
-        return cached.ok_or(Failure::NotCached);
+    match cap {
+        Readable::Hosted(cap) => Ok(http.puller.head_hosted_blob(cap, digest).await?),
+        Readable::Proxied(cap) if asked.only_if_cached() => {
+            let cached = http.puller.cached_head(cap, digest).await;
+            cached.ok_or(Failure::NotCached)
+        }
+        Readable::Proxied(cap) => Ok(http.puller.head_blob(cap, digest).await?),
     }
-    Ok(http.puller.head_blob(cap, digest).await?)
 }
 
 fn head_answer(head: BlobHead, tag: &EntityTag) -> Answer {

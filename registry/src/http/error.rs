@@ -11,15 +11,19 @@ use bytes::Bytes;
 use coral_schema::oci::ErrorCode;
 use coral_schema::oci::error_code::{ErrorBody, ErrorEntry};
 use coral_schema::oci::manifest::ManifestError;
-use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 
 use super::RequestKind;
 use super::answer::{Answer, Content};
 use super::route::RouteError;
+use super::upload::{range, set};
 use crate::access::AccessError;
+use crate::hosted::HostedError;
 use crate::name::NameError;
 use crate::pull::{Outcome, PullError};
+
+mod hosted;
 
 /// Why a request gets no content.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,6 +43,22 @@ pub(super) enum Failure {
     /// It is not here, or not known to be for this caller, and nobody was to be asked.
     #[error("this cache does not hold it")]
     NotCached,
+    /// A chunk that does not begin where its session ends.
+    #[error("the session has {received} bytes, and the next chunk begins there")]
+    OutOfOrder {
+        /// Bytes that it has.
+        received: u64,
+        /// Where it is.
+        location: String,
+    },
+    /// More `tag` parameters than are accepted.
+    #[error(
+        "the request names more tags than are accepted at once; push the manifest again with the others"
+    )]
+    TooManyTags,
+    /// It cannot be pushed or deleted.
+    #[error(transparent)]
+    Hosted(HostedError),
     /// Nothing below gave up in time.
     #[error("no part of this cache answered in time")]
     Deadline,
@@ -54,6 +74,10 @@ pub(super) struct ErrorAnswer {
     retry_after: Option<Duration>,
     /// For 416: the length of the blob.
     size: Option<u64>,
+    /// For 405: the methods that are known.
+    allow: &'static str,
+    /// For 416 of an upload: what it has, and where it is.
+    session: Option<(u64, String)>,
 }
 
 impl ErrorAnswer {
@@ -65,6 +89,8 @@ impl ErrorAnswer {
             detail: None,
             retry_after: None,
             size: None,
+            allow: "GET, HEAD",
+            session: None,
         }
     }
 
@@ -90,11 +116,15 @@ impl ErrorAnswer {
             headers.insert(RETRY_AFTER, whole_seconds(wait).into());
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            headers.insert(ALLOW, HeaderValue::from_static(self.allow));
         }
         if let Some(size) = self.size {
             let range = HeaderValue::try_from(format!("bytes */{size}"));
             headers.insert(CONTENT_RANGE, range.expect("digits are valid in a header"));
+        }
+        if let Some((received, location)) = self.session {
+            set(headers, RANGE, range(received));
+            set(headers, LOCATION, location);
         }
         answer.set_content(Content::Full(Bytes::from(body.to_json())));
         answer
@@ -132,6 +162,16 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
                 "{failure}, and was told not to ask anybody (only-if-cached); ask without that, or have it prefetched"
             ),
         ),
+        Failure::OutOfOrder { received, location } => {
+            let status = StatusCode::RANGE_NOT_SATISFIABLE;
+            let mut answer = ErrorAnswer::new(status, ErrorCode::BlobUploadInvalid, failure);
+            answer.session = Some((*received, location.clone()));
+            answer
+        }
+        Failure::TooManyTags => {
+            ErrorAnswer::new(StatusCode::URI_TOO_LONG, ErrorCode::Unsupported, failure)
+        }
+        Failure::Hosted(error) => hosted::hosted(error),
         Failure::Deadline => ErrorAnswer::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::Unavailable,
@@ -143,10 +183,16 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
 fn route(error: &RouteError) -> ErrorAnswer {
     let (status, code) = match error {
         RouteError::Unknown => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
-        RouteError::Method => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        RouteError::Method(known) => {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            let mut answer = ErrorAnswer::new(status, ErrorCode::Unsupported, error);
+            answer.allow = known;
+            return answer;
+        }
         RouteError::Digest(_) => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
         // What cannot exist does not exist: conformance 1.0 and 1.1 ask for such a tag and want 404.
         RouteError::Tag(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
+        RouteError::NewTag(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
     };
     ErrorAnswer::new(status, code, error)
 }
@@ -155,7 +201,7 @@ fn access(error: &AccessError, kind: RequestKind) -> ErrorAnswer {
     match error {
         AccessError::Name(name) => {
             let (status, code) = match name {
-                NameError::UnknownUpstream(_) | NameError::NoUpstream => {
+                NameError::UnknownUpstream(_) | NameError::NoUpstream | NameError::NotHosted(_) => {
                     (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
                 }
                 NameError::Malformed(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
@@ -169,6 +215,17 @@ fn access(error: &AccessError, kind: RequestKind) -> ErrorAnswer {
              pull from the upstream registry",
         ),
         AccessError::Hidden(_) => unknown(kind),
+        AccessError::Proxied(_) => ErrorAnswer::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::Unsupported,
+            "this repository is pulled through from its upstream and takes no changes here; push to the upstream \
+             registry, or to a name below a hosted prefix",
+        ),
+        AccessError::PushDenied(_) => ErrorAnswer::new(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            "nobody may push here: this registry knows no users, and anonymousPush is false; ask its administrator",
+        ),
         AccessError::Unavailable {
             repo: _,
             reason,
@@ -231,12 +288,13 @@ fn unknown(kind: RequestKind) -> ErrorAnswer {
         | RequestKind::Catalog
         | RequestKind::Tags
         | RequestKind::Referrers
+        | RequestKind::Upload
         | RequestKind::Other => (ErrorCode::NameUnknown, "repository"),
     };
     ErrorAnswer::new(
         StatusCode::NOT_FOUND,
         code,
-        format!("this {what} does not exist upstream, or it may not be read here; check its name"),
+        format!("this {what} does not exist, or it may not be read here; check its name"),
     )
 }
 
@@ -341,7 +399,7 @@ mod tests {
     #[case(Failure::NotCached, (504, ErrorCode::Unavailable, false), None)]
     #[case(Failure::Parameter("the parameter n must be a number"), (400, ErrorCode::Unsupported, false), None)]
     #[case(RouteError::Unknown.into(), (404, ErrorCode::NameUnknown, false), None)]
-    #[case(RouteError::Method.into(), (405, ErrorCode::Unsupported, false), None)]
+    #[case(RouteError::Method("GET, HEAD").into(), (405, ErrorCode::Unsupported, false), None)]
     fn table_3_1(
         #[case] failure: Failure,
         #[case] mirror: (u16, ErrorCode, bool),

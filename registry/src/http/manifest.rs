@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::answer::{Answer, Content, EntityTag};
 use super::error::Failure;
-use super::{Asked, Http};
+use super::{Asked, Http, Readable};
 use crate::access::Probe;
 use crate::pull::{ManifestAnswer, Want};
 
@@ -18,12 +18,18 @@ pub(super) async fn manifest(
     reference: &ManifestRef,
 ) -> Result<Answer, Failure> {
     let cap = http.admit(asked, path, Probe::Manifest(reference)).await?;
-    let want = if asked.head { Want::Head } else { Want::Body };
-    let manifest = if asked.only_if_cached() {
-        let cached = http.puller.cached_manifest(&cap, reference, want).await;
-        cached.ok_or(Failure::NotCached)?
+    let want = if asked.is_head() {
+        Want::Head
     } else {
-        http.puller.manifest(&cap, reference, want).await?
+        Want::Body
+    };
+    let manifest = match cap {
+        Readable::Hosted(cap) => http.puller.hosted_manifest(&cap, reference, want).await?,
+        Readable::Proxied(cap) if asked.only_if_cached() => {
+            let cached = http.puller.cached_manifest(&cap, reference, want).await;
+            cached.ok_or(Failure::NotCached)?
+        }
+        Readable::Proxied(cap) => http.puller.manifest(&cap, reference, want).await?,
     };
     let immutable = matches!(reference, ManifestRef::Digest(_));
     Ok(answer(manifest, immutable, asked.headers))

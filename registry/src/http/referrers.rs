@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::answer::Answer;
 use super::error::Failure;
-use super::{Asked, Http, paging};
+use super::{Asked, Http, Readable, paging};
 use crate::access::{AccessError, Probe};
 use crate::pull::{Outcome, PullError, ReferrersAnswer};
 
@@ -24,11 +24,16 @@ pub(super) async fn referrers(
 ) -> Result<Answer, Failure> {
     let filter = asked.query.get("artifactType");
     let found = match http.admit(asked, path, Probe::Repository).await {
-        Ok(cap) => http
-            .puller
-            .referrers(&cap, digest, filter.as_deref())
-            .await
-            .map_err(Failure::from),
+        Ok(Readable::Proxied(cap)) => {
+            let found = http.puller.referrers(&cap, digest, filter.as_deref());
+            found.await.map_err(Failure::from)
+        }
+        Ok(Readable::Hosted(cap)) => {
+            let found = http
+                .puller
+                .hosted_referrers(&cap, digest, filter.as_deref());
+            found.await.map_err(Failure::from)
+        }
         Err(failure) => Err(failure),
     };
     let found = found.or_else(empty_if_unknown)?;

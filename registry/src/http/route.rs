@@ -34,6 +34,18 @@ pub enum Route<'a> {
         /// Which.
         digest: Digest,
     },
+    /// `/v2/<path>/blobs/uploads/` (end-4, end-11)
+    Uploads {
+        /// Host and repository.
+        path: &'a str,
+    },
+    /// `/v2/<path>/blobs/uploads/<id>` (end-5, end-6, end-13, end-14)
+    Upload {
+        /// Host and repository.
+        path: &'a str,
+        /// The session's name, not checked.
+        id: &'a str,
+    },
     /// `/v2/<path>/tags/list` (end-8)
     Tags {
         /// Host and repository.
@@ -56,7 +68,22 @@ impl Route<'_> {
             Self::Blob { digest, .. } | Self::Referrers { digest, .. } => {
                 Some(ManifestRef::Digest(*digest))
             }
-            Self::Ping | Self::Catalog | Self::Tags { .. } => None,
+            Self::Ping
+            | Self::Catalog
+            | Self::Tags { .. }
+            | Self::Uploads { .. }
+            | Self::Upload { .. } => None,
+        }
+    }
+
+    /// The methods that it knows, as an `Allow` header.
+    fn methods(&self) -> &'static str {
+        match self {
+            Self::Ping | Self::Catalog | Self::Tags { .. } | Self::Referrers { .. } => READ,
+            Self::Manifest { .. } => "GET, HEAD, PUT, DELETE",
+            Self::Blob { .. } => "GET, HEAD, DELETE",
+            Self::Uploads { .. } => "POST",
+            Self::Upload { .. } => "GET, HEAD, PATCH, PUT, DELETE",
         }
     }
 }
@@ -67,29 +94,42 @@ pub enum RouteError {
     /// No such endpoint.
     #[error("this is not an endpoint of the OCI distribution API")]
     Unknown,
-    /// Neither GET nor HEAD.
-    #[error(
-        "this cache answers GET and HEAD; pushes are not supported yet: push to the upstream registry"
-    )]
-    Method,
+    /// The endpoint does not know this method; those that it knows.
+    #[error("this endpoint answers {0}")]
+    Method(&'static str),
     /// The digest is malformed.
     #[error(transparent)]
     Digest(#[from] DigestError),
     /// Neither a tag nor a digest.
     #[error(transparent)]
     Tag(#[from] TagError),
+    /// The same, and it was to be made.
+    #[error(transparent)]
+    NewTag(TagError),
 }
+
+const READ: &str = "GET, HEAD";
 
 /// The route of a request.
 pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, RouteError> {
+    let route = of_path(path).map_err(|error| match error {
+        RouteError::Tag(error) if method == Method::PUT => RouteError::NewTag(error),
+        other => other,
+    })?;
+    let known = route.methods();
+    if known.split(", ").any(|known| known == method.as_str()) {
+        Ok(route)
+    } else {
+        Err(RouteError::Method(known))
+    }
+}
+
+fn of_path(path: &str) -> Result<Route<'_>, RouteError> {
     let rest = match path.strip_prefix("/v2") {
         Some("" | "/") => "",
         Some(rest) => rest.strip_prefix('/').ok_or(RouteError::Unknown)?,
         None => return Err(RouteError::Unknown),
     };
-    if method != Method::GET && method != Method::HEAD {
-        return Err(RouteError::Method);
-    }
     match rest {
         "" => return Ok(Route::Ping),
         "_catalog" => return Ok(Route::Catalog),
@@ -101,6 +141,16 @@ pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, RouteError
             path,
             reference: manifest_ref(reference)?,
         }),
+        // Some clients leave the last slash out.
+        ("blobs", "uploads") => Ok(Route::Uploads { path }),
+        ("uploads", id) if path.ends_with("/blobs") => {
+            let path = &path[..path.len() - "/blobs".len()];
+            match id {
+                _ if path.is_empty() => Err(RouteError::Unknown),
+                "" => Ok(Route::Uploads { path }),
+                id => Ok(Route::Upload { path, id }),
+            }
+        }
         ("blobs", digest) => Ok(Route::Blob {
             path,
             digest: decode_colon(digest).parse()?,
@@ -141,12 +191,17 @@ fn decode_colon(text: &str) -> Cow<'_, str> {
 pub struct Query<'a>(pub &'a str);
 
 impl<'a> Query<'a> {
-    /// The first value of `name`. What is not UTF-8 becomes U+FFFD, which no valid value contains.
-    pub fn get(self, name: &str) -> Option<Cow<'a, str>> {
-        self.0.split('&').find_map(|pair| {
+    /// All values of `name`, as [`Query::get`] gives the first.
+    pub fn all(self, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+        self.0.split('&').filter_map(move |pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (key == name).then(|| percent_decode_str(value).decode_utf8_lossy())
         })
+    }
+
+    /// The first value of `name`. What is not UTF-8 becomes U+FFFD, which no valid value contains.
+    pub fn get(self, name: &str) -> Option<Cow<'a, str>> {
+        self.all(name).next()
     }
 }
 
@@ -214,7 +269,9 @@ mod tests {
     #[case("/v2//tags/list", Err(RouteError::Unknown))]
     #[case("/v2/a/tags/list/", Err(RouteError::Unknown))]
     #[case("/v2/a/tags/other", Err(RouteError::Unknown))]
-    #[case("/v2/a/blobs/uploads/", Err(RouteError::Unknown))]
+    #[case("/v2/blobs/uploads/", Err(RouteError::Unknown))]
+    #[case("/v2/uploads/x", Err(RouteError::Unknown))]
+    #[case("/v2/a/uploads/x", Err(RouteError::Unknown))]
     #[case("/v2/a/blobs/nonsense", Err(RouteError::Digest(DigestError::Shape)))]
     #[case("/v2/a/blobs/md5:00", Err(RouteError::Digest(DigestError::Algorithm)))]
     #[case("/v2/a/referrers/latest", Err(RouteError::Digest(DigestError::Shape)))]
@@ -230,14 +287,38 @@ mod tests {
         );
     }
 
-    #[test]
-    fn other_methods_are_told_so() {
-        for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH] {
-            for path in ["/v2/", "/v2/a/blobs/uploads/", "/v2/a/manifests/latest"] {
-                assert_eq!(route(&method, path), Err(RouteError::Method));
-            }
-            assert_eq!(route(&method, "/elsewhere"), Err(RouteError::Unknown));
+    #[rstest::rstest]
+    #[case("/v2/", READ)]
+    #[case("/v2/_catalog", READ)]
+    #[case("/v2/a/tags/list", READ)]
+    #[case("/v2/a/manifests/latest", "GET, HEAD, PUT, DELETE")]
+    #[case("/v2/a/blobs/uploads/", "POST")]
+    #[case("/v2/a/blobs/uploads/x", "GET, HEAD, PATCH, PUT, DELETE")]
+    fn other_methods_are_told_so(#[case] path: &str, #[case] known: &'static str) {
+        let methods = [Method::PUT, Method::POST, Method::DELETE, Method::PATCH];
+        for method in methods.iter().chain([&Method::GET, &Method::HEAD]) {
+            let is_known = known.split(", ").any(|known| known == method.as_str());
+            let refused = route(method, path) == Err(RouteError::Method(known));
+            assert_eq!(refused, !is_known, "{method}");
         }
+        assert_eq!(route(&Method::PUT, "/elsewhere"), Err(RouteError::Unknown));
+    }
+
+    #[rstest::rstest]
+    #[case("a")]
+    #[case("a/blobs/uploads")]
+    #[case("uploads")]
+    fn uploads(#[case] path: &str) {
+        for last in ["uploads/", "uploads"] {
+            let found = of_path_text(&format!("/v2/{path}/blobs/{last}"));
+            assert_eq!(found, format!("Uploads {{ path: {path:?} }}"));
+        }
+        let found = of_path_text(&format!("/v2/{path}/blobs/uploads/x"));
+        assert_eq!(found, format!("Upload {{ path: {path:?}, id: \"x\" }}"));
+    }
+
+    fn of_path_text(path: &str) -> String {
+        format!("{:?}", of_path(path).unwrap())
     }
 
     #[rstest::rstest]

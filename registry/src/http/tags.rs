@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::answer::Answer;
 use super::error::Failure;
-use super::{Asked, Http, paging};
+use super::{Asked, Http, Readable, paging};
 use crate::access::Probe;
 use crate::pull::{Outcome, TagsAnswer};
 
@@ -32,7 +32,10 @@ pub(super) async fn tags(
         return Ok(answer(&none, path, n, asked.ns.as_deref()));
     }
     let last = asked.query.get("last");
-    let page = http.puller.tags(&cap, n, last.as_deref()).await?;
+    let page = match cap {
+        Readable::Hosted(cap) => http.puller.hosted_tags(&cap, n, last.as_deref()).await?,
+        Readable::Proxied(cap) => http.puller.tags(&cap, n, last.as_deref()).await?,
+    };
     Ok(answer(&page, path, n, asked.ns.as_deref()))
 }
 

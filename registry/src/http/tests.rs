@@ -30,7 +30,8 @@ impl Server {
             let asked = Asked {
                 files: None,
                 client: None,
-                head: request.method() == Method::HEAD,
+                method: request.method(),
+                body: Mutex::default(),
                 headers: request.headers(),
                 query: Query(""),
                 ns: None,
@@ -130,7 +131,7 @@ async fn a_stream_of_known_length() {
 /// A server whose body is what the sender sends.
 async fn scripted(length: Option<u64>) -> (Server, mpsc::Sender<Result<Bytes, BodyError>>) {
     let (sender, receiver) = mpsc::channel(1);
-    let receiver = std::sync::Mutex::new(Some(receiver));
+    let receiver = Mutex::new(Some(receiver));
     let server = Server::start(move || {
         let mut receiver = receiver.lock().unwrap().take().unwrap();
         let mut answer = stream(length, Vec::new());

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::failure::pull_error;
 use super::{Kind, Outcome, PullError, Puller, ReferrersAnswer, TagsAnswer, Want, known};
 use crate::access::cap::ReadCap;
+use crate::index::ManifestRow;
 use crate::name::RepoKey;
 use crate::upstream::failover::{self, Failure};
 use crate::upstream::{Call, Identity, Priority};
@@ -152,15 +153,6 @@ impl Puller {
         if rows.is_empty() {
             return Err(error.clone());
         }
-        let describe = |(digest, row): &(Digest, Arc<crate::index::ManifestRow>)| {
-            let mut descriptor = json!({
-                "mediaType": row.media_type, "digest": digest, "size": row.size, "annotations": row.annotations,
-            });
-            if let Some(artifact_type) = &row.artifact_type {
-                descriptor["artifactType"] = json!(artifact_type);
-            }
-            descriptor
-        };
         Ok(rows.iter().map(describe).collect())
     }
 
@@ -173,6 +165,20 @@ impl Puller {
             .map(|row| row.repo)
             .collect()
     }
+}
+
+/// The descriptor of a referrer (distribution specification, "Listing Referrers").
+pub(super) fn describe((digest, row): &(Digest, Arc<ManifestRow>)) -> Value {
+    let mut descriptor = json!({
+        "mediaType": row.media_type, "digest": digest, "size": row.size,
+    });
+    if let Some(artifact_type) = &row.artifact_type {
+        descriptor["artifactType"] = json!(artifact_type);
+    }
+    if !row.annotations.is_empty() {
+        descriptor["annotations"] = json!(row.annotations);
+    }
+    descriptor
 }
 
 /// `<algorithm>-<hex>`, the hex cut to 64 digits.
@@ -198,7 +204,7 @@ fn call(cap: &ReadCap) -> Call {
 }
 
 /// Most tags on one page.
-const LONGEST_PAGE: usize = 1000;
+pub(super) const LONGEST_PAGE: usize = 1000;
 
 #[cfg(test)]
 mod tests {

@@ -115,7 +115,7 @@ impl Puller {
         }
     }
 
-    async fn bytes(&self, digest: &Digest, size: u64) -> Option<Bytes> {
+    pub(super) async fn bytes(&self, digest: &Digest, size: u64) -> Option<Bytes> {
         if let Some(bytes) = self.0.manifests.get(digest) {
             return Some(bytes);
         }
@@ -316,7 +316,7 @@ async fn read_whole(stored: &StoredBlob) -> Option<Bytes> {
     Some(whole.into())
 }
 
-fn answer(
+pub(super) fn answer(
     digest: Digest,
     row: &ManifestRow,
     bytes: Bytes,

@@ -15,10 +15,9 @@ use tokio::sync::mpsc;
 
 use crate::index::{Index, ManifestRow, TagRow};
 use crate::name::RepoKey;
+use crate::rebuild::records::{manifest_record, tag_record};
 use crate::store::key::{Entry, RecordKey};
-use crate::store::record::{
-    self, ChildRecord, ManifestRecord, RepoKind, RepoRecord, TagRecord, Visibility,
-};
+use crate::store::record::{self, RepoKind, RepoRecord, Visibility};
 use crate::store::{BlobStore, RecordStore, StoreError, VerifiedManifest};
 
 /// Something to write down.
@@ -112,7 +111,8 @@ impl Writer {
                 row,
                 manifest,
             } => {
-                let record = record_of_tag(&row, &manifest);
+                let origin = Some(row.origin.to_string());
+                let record = tag_record(&row, &manifest, origin);
                 self.put(repo, Entry::Tag(tag), record::encode(&record))
                     .await
             }
@@ -145,7 +145,7 @@ impl Writer {
         {
             tracing::warn!(%digest, %error, "the index did not take a manifest; it will be found in the store");
         }
-        let record = record_of_manifest(row, origin);
+        let record = manifest_record(row, Some(origin.to_string()));
         self.put(
             repo.clone(),
             Entry::Manifest(digest),
@@ -176,38 +176,6 @@ impl Writer {
 
     async fn put(&self, repo: RepoKey, entry: Entry, record: Bytes) -> Result<(), StoreError> {
         self.records.put(&RecordKey::new(repo, entry), record).await
-    }
-}
-
-fn record_of_manifest(row: &ManifestRow, origin: &str) -> ManifestRecord {
-    let children = row.children.iter().map(|child| ChildRecord {
-        kind: child.kind,
-        digest: child.digest,
-        size: child.size,
-        media_type: child.media_type.clone(),
-        platform: child.platform.clone(),
-    });
-    ManifestRecord {
-        media_type: row.media_type.clone(),
-        size: row.size,
-        artifact_type: row.artifact_type.clone(),
-        subject: row.subject,
-        annotations: row.annotations.clone(),
-        children: children.collect(),
-        origin: Some(origin.to_owned()),
-        stored: row.stored,
-    }
-}
-
-fn record_of_tag(row: &TagRow, manifest: &ManifestRow) -> TagRecord {
-    TagRecord {
-        digest: row.digest,
-        previous: row.previous,
-        media_type: manifest.media_type.clone(),
-        size: manifest.size,
-        updated: row.updated,
-        checked: row.checked,
-        origin: Some(row.origin.to_string()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! From the store's records to the index's rows. Pure.
+//! From the store's records to the index's rows, and back. Pure.
 
 use jiff::Timestamp;
 
@@ -28,6 +28,40 @@ pub(super) fn restored(key: &RecordKey, record: &[u8]) -> Result<Option<Restored
         Entry::Tag(tag) => Some(Restored::Tag(repo, tag.clone(), tag_row(decode(record)?))),
         Entry::Blob(digest) => Some(Restored::Member(repo, *digest)),
     })
+}
+
+/// The record of a manifest; `origin` is the endpoint that it came from.
+pub fn manifest_record(row: &ManifestRow, origin: Option<String>) -> ManifestRecord {
+    let children = row.children.iter().map(|child| ChildRecord {
+        kind: child.kind,
+        digest: child.digest,
+        size: child.size,
+        media_type: child.media_type.clone(),
+        platform: child.platform.clone(),
+    });
+    ManifestRecord {
+        media_type: row.media_type.clone(),
+        size: row.size,
+        artifact_type: row.artifact_type.clone(),
+        subject: row.subject,
+        annotations: row.annotations.clone(),
+        children: children.collect(),
+        origin,
+        stored: row.stored,
+    }
+}
+
+/// The record of a tag that means `manifest`; `origin` is the endpoint that said so.
+pub fn tag_record(row: &TagRow, manifest: &ManifestRow, origin: Option<String>) -> TagRecord {
+    TagRecord {
+        digest: row.digest,
+        previous: row.previous,
+        media_type: manifest.media_type.clone(),
+        size: manifest.size,
+        updated: row.updated,
+        checked: row.checked,
+        origin,
+    }
 }
 
 fn visibility_row(record: &Visibility) -> VisibilityRow {

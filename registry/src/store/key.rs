@@ -1,6 +1,7 @@
 //! Where things lie in the store: pure text, the same for a folder and a bucket (`v1/…`, always with `/`).
 //!
-//! A repository's components never start with `_`, so what does is ours; a port's `:` is written `+`.
+//! A repository's components never start with `_`, so what does is ours; a port's `:` is written `+`. A hosted repository
+//! has no host before it: `v1/repos/team/app/…`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -85,8 +86,8 @@ fn parse_hex(algorithm: &str, hex: &str) -> Option<Digest> {
 }
 
 fn parent(repo: &RepoKey) -> String {
-    let upstream = repo.upstream().as_str().replace(':', "+");
-    format!("{REPOS}/{upstream}/{}", repo.repository())
+    // Only a port can bring a colon.
+    format!("{REPOS}/{}", repo.to_string().replace(':', "+"))
 }
 
 const REPO: &str = "_repo";
@@ -133,8 +134,10 @@ impl RecordKey {
             };
             (repo, entry)
         };
-        let (upstream, repository) = repo.split_once('/')?;
-        let repo = format!("{}/{repository}", upstream.replace('+', ":"));
+        let repo = match repo.split_once('/') {
+            Some((host, repository)) => format!("{}/{repository}", host.replace('+', ":")),
+            None => repo.to_owned(),
+        };
         Some(Self::new(repo.parse().ok()?, entry))
     }
 }
@@ -170,6 +173,11 @@ mod tests {
             key("ghcr.io/a/b", Entry::Blob(digest)),
             format!("v1/repos/ghcr.io/a/b/_blobs/sha256-{HEX}")
         );
+        assert_eq!(
+            key("team/app", Entry::Blob(digest)),
+            format!("v1/repos/team/app/_blobs/sha256-{HEX}")
+        );
+        assert_eq!(key("team", Entry::Repo), "v1/repos/team/_repo");
         assert_eq!(blob(&digest), format!("v1/blobs/sha256/e3/{HEX}"));
     }
 
@@ -177,6 +185,8 @@ mod tests {
     #[case("")]
     #[case("v1/format")]
     #[case("v1/repos/ghcr.io/_repo")]
+    #[case("v1/repos/_repo")]
+    #[case("v1/repos/team+x/_repo")]
     #[case("v1/repos/ghcr.io/a")]
     #[case("v1/repos/ghcr.io/a/_repo/x")]
     #[case("v1/repos/ghcr.io/a/_tags/")]

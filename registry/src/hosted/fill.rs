@@ -1,0 +1,106 @@
+//! The bytes of a request into an upload, in steps: a fixed number of MiB is in memory, whatever the number of clients.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::sessions::Turn;
+use super::upload::{After, step};
+use super::{Body, HostedError, SILENCE, Shared};
+use crate::store::Upload;
+
+/// Adds the body to the upload; `said` bytes should come. What was written before an error stays.
+pub(super) async fn fill(
+    shared: &Shared,
+    mut upload: Upload,
+    turn: &Turn,
+    said: Option<u64>,
+    mut body: Body,
+) -> Result<After<()>, HostedError> {
+    let stopping = shared.parts.tasks.stopping();
+    let (start, mut saved) = (upload.offset(), upload.offset());
+    loop {
+        let first = match next(&stopping, &mut body).await {
+            Ok(Some(first)) => first,
+            Ok(None) => break,
+            Err(error) => return Ok((upload, Err(error))),
+        };
+        if let Err(error) = shared.room().await {
+            return Ok((upload, Err(error)));
+        }
+        let _permit = shared.steps.acquire().await;
+        let (chunks, ended) = gather(first, &mut body);
+        let length: u64 = chunks.iter().map(|bytes| bytes.len() as u64).sum();
+        let after = upload.offset() + length;
+        if let Some(said) = said.filter(|said| after - start > *said) {
+            let found = after - start;
+            return Ok((upload, Err(HostedError::Length { said, found })));
+        }
+        let save = after - saved >= SAVE_EVERY;
+        let write = move |upload: &mut Upload| {
+            upload.append(&chunks)?;
+            if save { upload.save() } else { Ok(()) }
+        };
+        let written;
+        (upload, written) = step(upload, write).await?;
+        turn.note(upload.offset());
+        if save {
+            saved = upload.offset();
+        }
+        match (written, ended) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(Ok(()))) => break,
+            (Err(error), _) | (_, Some(Err(error))) => return Ok((upload, Err(error))),
+        }
+    }
+    let found = upload.offset() - start;
+    let right = match said {
+        Some(said) if said != found => Err(HostedError::Length { said, found }),
+        _ => Ok(()),
+    };
+    Ok((upload, right))
+}
+
+async fn next(stopping: &CancellationToken, body: &mut Body) -> Result<Option<Bytes>, HostedError> {
+    match stopping
+        .run_until_cancelled(timeout(SILENCE, body.next()))
+        .await
+    {
+        Some(Ok(Some(Ok(bytes)))) => Ok(Some(bytes)),
+        Some(Ok(None)) => Ok(None),
+        Some(Ok(Some(Err(error)))) => Err(broken(error)),
+        Some(Err(_)) => Err(broken("nothing came for a minute")),
+        None => Err(broken("this registry stops")),
+    }
+}
+
+/// What is there already goes with it, up to a step; and how the body ended, if it did.
+fn gather(first: Bytes, body: &mut Body) -> (Vec<Bytes>, Option<Result<(), HostedError>>) {
+    let mut length = first.len();
+    let mut chunks = vec![first];
+    while length < STEP {
+        match body.next().now_or_never() {
+            Some(Some(Ok(bytes))) => {
+                length += bytes.len();
+                chunks.push(bytes);
+            }
+            Some(Some(Err(error))) => return (chunks, Some(Err(broken(error)))),
+            Some(None) => return (chunks, Some(Ok(()))),
+            None => break,
+        }
+    }
+    (chunks, None)
+}
+
+fn broken(reason: impl Display) -> HostedError {
+    HostedError::Broken(reason.to_string())
+}
+
+/// Bytes that are written and hashed in one step, about.
+const STEP: usize = 1 << 20;
+
+/// Bounds what is hashed again after a restart, bytes.
+const SAVE_EVERY: u64 = 64 << 20;
