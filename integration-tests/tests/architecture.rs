@@ -92,7 +92,7 @@ const REGISTRY: Modules = &[
     ("app", ANY),
     ("config", ANY),
     ("server", &[]),
-    ("http", &["access", "pull"]),
+    ("http", &["access", "hosted", "pull", "store::UploadId"]),
     ("admin", &["pull", "transfer", "evict", "index", "upstream"]),
     (
         "pull",
@@ -100,6 +100,7 @@ const REGISTRY: Modules = &[
             "access", "transfer", "index", "rebuild", "store", "upstream",
         ],
     ),
+    ("hosted", &["access", "index", "rebuild", "store"]),
     ("access", &["index", "upstream"]),
     ("transfer", &["index", "store", "upstream"]),
     ("evict", &["index", "store"]),
