@@ -81,12 +81,32 @@ impl Connection {
         path: &str,
         headers: &[(&str, &str)],
     ) -> io::Result<Reply> {
+        self.begin(&method, path, headers).await?;
+        self.reply(&method).await
+    }
+
+    /// Sends the head of a request. The headers say how long its body is.
+    pub async fn begin(
+        &mut self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> io::Result<()> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.host);
         for (name, value) in headers {
             request.extend([name, ": ", value, "\r\n"]);
         }
         request.push_str("\r\n");
-        self.stream.write_all(request.as_bytes()).await?;
+        self.stream.write_all(request.as_bytes()).await
+    }
+
+    /// Sends bytes of the body of a request, as they are.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// Reads the head of the reply to a request with this method.
+    pub async fn reply(&mut self, method: &Method) -> io::Result<Reply> {
         let head = read_head(&mut self.stream, &mut self.buffer).await?;
         let head = head.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = head.first_line.split(' ').nth(1);

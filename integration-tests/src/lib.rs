@@ -11,6 +11,7 @@ pub mod kube;
 pub mod node;
 pub mod program;
 pub mod pull;
+pub mod push;
 pub mod registry;
 pub mod upstream;
 mod wire;

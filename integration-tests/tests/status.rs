@@ -262,11 +262,18 @@ async fn malformed_names_digests_and_tags_ask_nobody() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_methods_are_405() -> anyhow::Result<()> {
     let (upstream, cache) = start("").await?;
+    // What the endpoint does not know is told so; what it knows, that this repository takes no changes.
+    let (uploads, manifests) = ("POST", "GET, HEAD, PUT, DELETE");
     for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
-        for path in ["/v2/team/app/blobs/uploads/", "/v2/team/app/manifests/v1"] {
+        for (path, known) in [
+            ("/v2/team/app/blobs/uploads/", uploads),
+            ("/v2/team/app/manifests/v1", manifests),
+        ] {
             let headers = [("content-length", "0")];
             let got = without_body(cache.address(), method.clone(), path, &headers).await?;
-            assert_eq!((got.status, got.header("allow")), (405, "GET, HEAD"));
+            let is_known = known.split(", ").any(|known| known == method.as_str());
+            let allowed = if is_known { "GET, HEAD" } else { known };
+            assert_eq!((got.status, got.header("allow")), (405, allowed));
         }
     }
     assert_eq!(at(&cache, "/v2/").await.status, 200);

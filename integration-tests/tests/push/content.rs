@@ -1,0 +1,241 @@
+//! What a repository has: children, referrers, lists, and what is deleted.
+
+use bytes::Bytes;
+use coral_integration_tests::ask::{code, head, json};
+use coral_integration_tests::cache::Cache;
+use coral_integration_tests::images::{Blob, Content, Image};
+use coral_integration_tests::pull::{Got, get};
+use coral_integration_tests::push::{blob, image, manifest, send};
+use coral_schema::oci::{Digest, media_type};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::registry;
+
+const REPO: &str = "team/app";
+
+async fn put(cache: &Cache, repo: &str, tag: &str, body: &Value) -> anyhow::Result<Got> {
+    let bytes = Bytes::from(body.to_string());
+    Ok(manifest(
+        cache.address(),
+        (repo, tag),
+        media_type::OCI_MANIFEST,
+        &bytes,
+    )
+    .await?)
+}
+
+fn of_layers(layers: &[(&str, Digest)]) -> Value {
+    let layer =
+        |(kind, digest): &(&str, Digest)| json!({ "mediaType": kind, "digest": digest, "size": 5 });
+    json!({ "schemaVersion": 2, "layers": layers.iter().map(layer).collect::<Vec<_>>() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_are_members_of_the_same_repository() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let layer = "application/vnd.oci.image.layer.v1.tar";
+    let digest = blob(cache.address(), "team/strict/other", b"layer").await?;
+    let body = of_layers(&[(layer, digest)]);
+    let got = put(&cache, "team/strict", "x", &body).await?;
+    assert_eq!(
+        (got.status, code(&got).as_str()),
+        (404, "MANIFEST_BLOB_UNKNOWN")
+    );
+    assert_eq!(json(&got)["errors"][0]["detail"], digest.to_string());
+    let got = put(&cache, REPO, "x", &body).await?;
+    assert_eq!(got.status, 201, "sparse is accepted unless it is refused");
+    let at = format!("/v2/{REPO}/blobs/{digest}");
+    let got = get(cache.address(), &at, &[]).await?;
+    assert_eq!(
+        (got.status, code(&got).as_str()),
+        (404, "BLOB_UNKNOWN"),
+        "naming it is no proof"
+    );
+
+    blob(cache.address(), "team/strict", b"layer").await?;
+    assert_eq!(put(&cache, "team/strict", "x", &body).await?.status, 201);
+    let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+    let body = of_layers(&[(layer, digest), (foreign, Digest::sha256(b"nowhere"))]);
+    assert_eq!(put(&cache, "team/strict", "x", &body).await?.status, 201);
+    let index = json!({ "mediaType": media_type::OCI_INDEX, "manifests": [
+        { "mediaType": media_type::OCI_MANIFEST, "digest": Digest::sha256(b"none"), "size": 4 } ] });
+    let bytes = Bytes::from(index.to_string());
+    let got = manifest(
+        cache.address(),
+        ("team/strict", "i"),
+        media_type::OCI_INDEX,
+        &bytes,
+    )
+    .await?;
+    assert_eq!(
+        (got.status, code(&got).as_str()),
+        (404, "MANIFEST_BLOB_UNKNOWN")
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let none = async |path: &str| get(cache.address(), &format!("/v2/{path}"), &[]).await;
+    let subject = Blob::new(media_type::OCI_MANIFEST, Content::of("{}"));
+    let path = format!("{REPO}/referrers/{}", subject.digest);
+    let got = none(&path).await?;
+    assert_eq!(
+        (got.status, got.header("content-type")),
+        (200, media_type::OCI_INDEX)
+    );
+    assert_eq!(json(&got)["manifests"], json!([]));
+
+    let signature = Image::referrer(1, &subject, "application/vnd.example.signature");
+    let sbom = Image::referrer(2, &subject, "application/vnd.example.sbom");
+    for artifact in [&signature, &sbom] {
+        let reference = artifact.digest().to_string();
+        for part in &artifact.blobs {
+            blob(cache.address(), REPO, &part.content.read_all()).await?;
+        }
+        let bytes = artifact.manifest.content.read_all();
+        let to = (REPO, reference.as_str());
+        let got = manifest(cache.address(), to, media_type::OCI_MANIFEST, &bytes).await?;
+        assert_eq!(got.status, 201, "though its subject is missing");
+        assert_eq!(got.header("oci-subject"), subject.digest.to_string());
+    }
+    let all = json(&none(&path).await?);
+    assert_eq!(all["manifests"].as_array().map(Vec::len), Some(2));
+    let filtered = format!("{path}?artifactType=application/vnd.example.sbom");
+    let got = none(&filtered).await?;
+    assert_eq!(got.header("oci-filters-applied"), "artifactType");
+    let expected = json!([{
+        "mediaType": media_type::OCI_MANIFEST, "digest": sbom.digest(), "size": sbom.manifest.size(),
+        "artifactType": "application/vnd.example.sbom", "annotations": { "seed": "2" },
+    }]);
+    assert_eq!(json(&got)["manifests"], expected);
+
+    let at = format!("/v2/{REPO}/manifests/{}", sbom.digest());
+    let got = send(cache.address(), (Method::DELETE, &at), &[], b"").await?;
+    assert_eq!(got.status, 202);
+    let left = json(&none(&path).await?);
+    assert_eq!(
+        left["manifests"][0]["digest"],
+        signature.digest().to_string()
+    );
+    assert_eq!(left["manifests"].as_array().map(Vec::len), Some(1));
+    let other = none(&format!("team/none/referrers/{}", subject.digest)).await?;
+    assert_eq!(
+        (other.status, json(&other)["manifests"].clone()),
+        (200, json!([]))
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_in_pages() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    for tag in ["b", "a", "B", "c"] {
+        assert_eq!(put(&cache, REPO, tag, &json!({})).await?.status, 201);
+    }
+    let mut path = format!("/v2/{REPO}/tags/list?n=3");
+    let got = get(cache.address(), &path, &[]).await?;
+    assert_eq!(json(&got), json!({ "name": REPO, "tags": ["B", "a", "b"] }));
+    let link = got.header("link");
+    assert!(link.ends_with(">; rel=\"next\""), "{link}");
+    path = link
+        .trim_start_matches('<')
+        .split('>')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let got = get(cache.address(), &path, &[]).await?;
+    assert_eq!(
+        (json(&got)["tags"].clone(), got.header("link")),
+        (json!(["c"]), "")
+    );
+    let got = get(cache.address(), &format!("/v2/{REPO}/tags/list?n=0"), &[]).await?;
+    assert_eq!(
+        (json(&got)["tags"].clone(), got.header("link")),
+        (json!([]), "")
+    );
+
+    put(&cache, "team/strict/x", "v1", &json!({})).await?;
+    let got = get(cache.address(), "/v2/_catalog", &[]).await?;
+    assert_eq!(
+        json(&got),
+        json!({ "repositories": [REPO, "team/strict/x"] })
+    );
+    let got = get(cache.address(), "/v2/_catalog?n=1", &[]).await?;
+    assert_eq!(json(&got), json!({ "repositories": [REPO] }));
+    assert_eq!(
+        got.header("link"),
+        "</v2/_catalog?n=1&last=team%2Fapp>; rel=\"next\""
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_are_seen_at_once() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let pushed = Image::new(1, &[100]);
+    for tag in ["one", "two"] {
+        image(cache.address(), REPO, tag, &pushed).await?;
+    }
+    let at = |kind: &str, what: &str| format!("/v2/{REPO}/{kind}/{what}");
+    let digest = pushed.digest().to_string();
+    let layer = pushed.layers()[0].digest.to_string();
+    let delete = async |path: &str| send(cache.address(), (Method::DELETE, path), &[], b"").await;
+    let status = async |path: &str| head(cache.address(), path, &[]).await.map(|got| got.status);
+
+    let (one, two) = (at("manifests", "one"), at("manifests", "two"));
+    assert_eq!(delete(&one).await?.status, 202);
+    assert_eq!((status(&one).await?, status(&two).await?), (404, 200));
+    let by_digest = at("manifests", &digest);
+    assert_eq!(status(&by_digest).await?, 200, "a tag is only a tag");
+    assert_eq!(delete(&by_digest).await?.status, 202);
+    assert_eq!((status(&by_digest).await?, status(&two).await?), (404, 404));
+    let got = delete(&by_digest).await?;
+    assert_eq!((got.status, code(&got).as_str()), (404, "MANIFEST_UNKNOWN"));
+    let list = get(cache.address(), &format!("/v2/{REPO}/tags/list"), &[]).await?;
+    assert_eq!((list.status, json(&list)["tags"].clone()), (200, json!([])));
+
+    let blob = at("blobs", &layer);
+    assert_eq!(status(&blob).await?, 200);
+    assert_eq!(delete(&blob).await?.status, 202);
+    assert_eq!(status(&blob).await?, 404);
+    let got = delete(&blob).await?;
+    assert_eq!((got.status, code(&got).as_str()), (404, "BLOB_UNKNOWN"));
+    image(cache.address(), REPO, "one", &pushed).await?;
+    assert_eq!(
+        (status(&one).await?, status(&blob).await?),
+        (200, 200),
+        "and it can come back"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_blobs() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let content = Content::generated(5, 3000).read_all();
+    let digest = blob(cache.address(), REPO, &content).await?;
+    let path = format!("/v2/{REPO}/blobs/{digest}");
+    let part = async |range: &str| get(cache.address(), &path, &[("range", range)]).await;
+    let cases = [
+        ("bytes=500-1499", 500..1500),
+        ("bytes=500-", 500..3000),
+        ("bytes=-500", 2500..3000),
+        ("bytes=2000-5000", 2000..3000),
+    ];
+    for (range, expected) in cases {
+        let got = part(range).await?;
+        assert_eq!(
+            (got.status, &got.body[..]),
+            (206, &content[expected.clone()])
+        );
+        let said = format!("bytes {}-{}/3000", expected.start, expected.end - 1);
+        assert_eq!(got.header("content-range"), said);
+    }
+    for range in ["bytes=500-0", "bytes=3000-"] {
+        assert_eq!(part(range).await?.status, 416);
+    }
+    Ok(())
+}
