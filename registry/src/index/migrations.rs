@@ -182,7 +182,12 @@ mod tests {
             .collect();
         assert_eq!(
             seen,
-            ["ccf70813650ca28d", "afafb40645e671a0", "6ee10a0b5c2423b2", "5e45da8bcbfd46c9"]
+            [
+                "ccf70813650ca28d",
+                "afafb40645e671a0",
+                "6ee10a0b5c2423b2",
+                "5e45da8bcbfd46c9"
+            ]
         );
     }
 

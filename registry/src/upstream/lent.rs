@@ -152,11 +152,14 @@ impl Lent {
     fn publish(&self, sources: &Sources) {
         let mut by_repository = ByRepository::new();
         for lending in sources.all.values().flatten() {
-            let upstream = by_repository
-                .entry(lending.repo.upstream().clone())
-                .or_default();
+            // What was pushed here needs no login elsewhere.
+            let Some(upstream) = lending.repo.upstream() else {
+                continue;
+            };
             let repository = lending.repo.repository().clone();
-            upstream
+            by_repository
+                .entry(upstream.clone())
+                .or_default()
                 .entry(repository)
                 .or_default()
                 .push(lending.clone());
@@ -242,7 +245,7 @@ mod tests {
 
     fn ids(lent: &Lent, name: &str) -> Vec<CredentialId> {
         let repo = repo(name);
-        let found = lent.find(repo.upstream(), repo.repository());
+        let found = lent.find(repo.upstream().unwrap(), repo.repository());
         found.into_iter().map(|credential| credential.id).collect()
     }
 
