@@ -215,7 +215,7 @@ mod tests {
         let waits: Vec<Duration> = (0..5_000)
             .map(|node| pause(9, interval, node * 7))
             .collect();
-        for second in 0..200 {
+        for second in 0..=200 {
             let due = |wait: &&Duration| wait.as_secs() == second;
             let writes = waits.iter().filter(due).count();
             assert!(writes <= 55, "{writes} writes in second {second}");
