@@ -198,12 +198,6 @@ fn rules() -> Vec<(Value, Value, &'static str)> {
         ),
         field(
             "retention",
-            json!({ "gcProtection": "None" }),
-            json!({ "gcProtection": "Pin" }),
-            "gcProtection: Pin",
-        ),
-        field(
-            "retention",
             json!({ "purgeTimeout": "10s" }),
             json!({ "purgeTimeout": "9s" }),
             "at least 10s",

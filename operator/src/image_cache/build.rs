@@ -63,6 +63,7 @@ fn wishes(
         purge: object.purge,
         on_eviction: object.on_eviction,
         tag_policy: object.tag_policy,
+        protect: object.protect,
         retry: object.retry.clone(),
         sets: object
             .sets

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::crd::image_cache::{
-    DeletionPolicy, ImageCache, ImageCacheSpec, ImageSet, OnEviction, RegistryPolicy, Retry,
-    RolloutOrder, Scheduling, TagPolicy,
+    DeletionPolicy, GcProtection, ImageCache, ImageCacheSpec, ImageSet, OnEviction, RegistryPolicy, Retry, RolloutOrder, Scheduling, TagPolicy,
 };
 use coral_schema::crd::{MOST_IMAGES, REFRESH_ANNOTATION};
 use coral_schema::oci::{ImageReference, Platform};
@@ -64,6 +63,8 @@ pub struct ValidatedImageCache {
     pub pull_secrets: Vec<String>,
     /// After failures.
     pub retry: Retry,
+    /// `gcProtection: Pin`.
+    pub protect: bool,
     /// `PurgeUnused`, and how long a purge may take.
     pub purge: Option<Duration>,
 }
@@ -230,6 +231,7 @@ pub fn validate(object: &ImageCache) -> Result<ValidatedImageCache, Invalid> {
         priority: spec.rollout.priority,
         pull_secrets: pull_secrets(spec),
         retry: spec.retry.clone(),
+        protect: spec.retention.gc_protection == GcProtection::Pin,
         purge: (spec.retention.deletion_policy == DeletionPolicy::PurgeUnused)
             .then_some(spec.retention.purge_timeout.0),
     })
@@ -270,6 +272,11 @@ fn words(spec: &ImageCacheSpec, mistakes: &mut Mistakes) {
         mistakes,
     );
     let deletion = spec.retention.deletion_policy;
+    unknown(
+        spec.retention.gc_protection == GcProtection::Unknown,
+        "spec.retention.gcProtection",
+        mistakes,
+    );
     unknown(
         deletion == DeletionPolicy::Unknown,
         "spec.retention.deletionPolicy",

@@ -186,7 +186,8 @@ impl Candidate<'_> {
             priority: winner.priority,
             registry_policy: wish.policy,
             on_eviction: winner.on_eviction,
-            protect: false,
+            // A pin takes nothing from those who did not ask for it.
+            protect: self.wishes.iter().any(|(object, _)| object.protect),
             retry: winner.retry.clone(),
             owners,
             more_owners,

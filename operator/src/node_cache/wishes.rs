@@ -81,6 +81,8 @@ pub struct ObjectWishes {
     pub on_eviction: OnEviction,
     /// What to do when a tag means something else.
     pub tag_policy: TagPolicy,
+    /// Keep nodes from collecting the images (`gcProtection: Pin`).
+    pub protect: bool,
     /// What to do after a failed pull.
     pub retry: Retry,
     /// The sets, in the order of the spec.
@@ -296,6 +298,7 @@ fn changed_nodes(before: Option<&ObjectWishes>, after: &ObjectWishes) -> Vec<Arc
         purge,
         on_eviction,
         tag_policy,
+        protect,
         retry,
         sets,
         images,
@@ -306,6 +309,7 @@ fn changed_nodes(before: Option<&ObjectWishes>, after: &ObjectWishes) -> Vec<Arc
         && before.purge == *purge
         && before.on_eviction == *on_eviction
         && before.tag_policy == *tag_policy
+        && before.protect == *protect
         && before.retry == *retry
         && before.sets == *sets
         && before.images == *images;

@@ -356,7 +356,6 @@ impl Default for Retry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("!has(self.gcProtection) || self.gcProtection == 'None'", "gcProtection: Pin does not work in this version"),
     validation = ("duration(self.purgeTimeout) >= duration('10s')", "purgeTimeout is at least 10s")
 )]
 pub struct Retention {
@@ -413,7 +412,7 @@ pub enum GcProtection {
     /// They do not.
     #[default]
     None,
-    /// They do where the runtime can. Does not work in this version.
+    /// They do where the runtime can, and the chart allows it.
     Pin,
     /// A word of another version.
     #[serde(other)]

@@ -110,7 +110,7 @@ pub struct NodeImage {
     /// What to do when the node removed it.
     #[serde(default)]
     pub on_eviction: OnEviction,
-    /// Protect it from the kubelet's garbage collection. Does not work in this version.
+    /// Protect it from the kubelet's garbage collection, where the runtime can and the warmer may.
     #[serde(default)]
     pub protect: bool,
     /// What to do after a failed pull.

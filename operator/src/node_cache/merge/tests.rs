@@ -75,6 +75,22 @@ fn l08_purged_when_the_last_owner_leaves_and_says_so() {
 }
 
 #[test]
+fn l09_a_pin_lasts_as_long_as_an_owner_asks_for_it() {
+    let a = retaining("a");
+    let b = object(
+        "b",
+        &format!("{EVERYWHERE}\nretention: {{gcProtection: Pin}}"),
+    );
+    let mut world = holding(&[&a, &b]);
+    let protected = |world: &World| world.stored["n000"].spec.images[0].protect;
+    assert!(protected(&world), "whoever decides the rest");
+    world.wishes.remove(&b.key);
+    world.write();
+    assert!(!protected(&world));
+    assert_eq!(world.told(IMAGE), ["n000"]);
+}
+
+#[test]
 fn l08_the_last_owner_retains() {
     let (a, b) = (purging("a"), retaining("b"));
     let mut world = holding(&[&a, &b]);
