@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use bytes::Bytes;
-use coral_schema::admin::{CredentialRequest, LentLogin};
+use coral_schema::admin::CredentialRequest;
 use coral_schema::oci::ImageReference;
 use coral_schema::oci::docker_config::DockerLogin;
 use http::StatusCode;
@@ -26,15 +26,8 @@ pub(super) async fn put(
     let lent = lent(&admin)?;
     check_source(&source)?;
     let body = body.map_err(|rejection| Refusal::new(rejection.status(), rejection.body_text()))?;
-    // What a parser says may quote the body.
-    let request: CredentialRequest = serde_json::from_slice(&body).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        Refusal::bad_request(format!(
-            "line {line}, column {column}: this is no list of credentials"
-        ))
-    })?;
     let now = Timestamp::now();
-    let (logins, until) = read(&admin, request, now)?;
+    let (logins, until) = read(&body, &admin.repository, now)?;
     if lent.lend(&source, logins, until, now) {
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -67,10 +60,17 @@ fn lent(admin: &Admin) -> Result<&Lent, Refusal> {
 type Logins = Vec<(RepoKey, DockerLogin)>;
 
 fn read(
-    admin: &Admin,
-    request: CredentialRequest,
+    body: &[u8],
+    repository: &dyn Fn(&ImageReference) -> Option<RepoKey>,
     now: Timestamp,
 ) -> Result<(Logins, Timestamp), Refusal> {
+    // What a parser says may quote the body.
+    let request = serde_json::from_slice(body).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Refusal::bad_request(format!(
+            "line {line}, column {column}: this is no list of credentials"
+        ))
+    })?;
     let CredentialRequest { entries, expires } = request;
     let until: Timestamp = expires.parse().map_err(|error| {
         Refusal::bad_request(format!(
@@ -84,7 +84,7 @@ fn read(
     }
     let logins = entries
         .into_iter()
-        .map(|LentLogin { repository, login }| Ok((repo(&repository, &admin.repository)?, login)));
+        .map(|entry| Ok((repo(&entry.repository, repository)?, entry.login)));
     Ok((logins.collect::<Result<_, Refusal>>()?, until))
 }
 
@@ -112,6 +112,40 @@ const LONGEST: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 mod tests {
     use super::*;
 
+    fn known(image: &ImageReference) -> Option<RepoKey> {
+        format!("{}/{}", image.host, image.repository).parse().ok()
+    }
+
+    const LOGIN: &str = r#"{"repository":"ghcr.io/team/app","username":"u","password":"hidden"}"#;
+
+    #[rstest::rstest]
+    #[case(LOGIN, "2026-01-01T01:00:00Z", true)]
+    #[case("", "2026-01-01T01:00:00Z", true)]
+    #[case(LOGIN, "2026-01-01T00:00:00Z", false)]
+    #[case(LOGIN, "2026-01-03T00:00:00Z", false)]
+    #[case(LOGIN, "soon", false)]
+    #[case(
+        r#"{"repository":"ghcr.io/team/app","username":"hidden"}"#,
+        "2026-01-01T01:00:00Z",
+        false
+    )]
+    #[case(
+        r#"{"repository":"ghcr.io/a:1","registryToken":"hidden"}"#,
+        "2026-01-01T01:00:00Z",
+        false
+    )]
+    #[case(r#""hidden""#, "2026-01-01T01:00:00Z", false)]
+    fn a_refusal_quotes_no_secret(#[case] entry: &str, #[case] expires: &str, #[case] good: bool) {
+        let body = format!(r#"{{"entries":[{entry}],"expires":"{expires}"}}"#);
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let read = read(body.as_bytes(), &known, now);
+        assert_eq!(read.is_ok(), good, "{body}");
+        if let Err(refusal) = read {
+            assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
+            assert!(!refusal.error.contains("hidden"), "{}", refusal.error);
+        }
+    }
+
     #[rstest::rstest]
     #[case("ghcr.io/team/app", Some("ghcr.io/team/app"))]
     #[case("nginx", Some("docker.io/library/nginx"))]
@@ -120,8 +154,6 @@ mod tests {
     #[case("ghcr.io/team/*", None)]
     #[case("ghcr.io/", None)]
     fn l30_one_repository_each(#[case] text: &str, #[case] expected: Option<&str>) {
-        let known =
-            |image: &ImageReference| format!("{}/{}", image.host, image.repository).parse().ok();
         let found = repo(text, &known).ok().map(|repo| repo.to_string());
         assert_eq!(found.as_deref(), expected);
     }
