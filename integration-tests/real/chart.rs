@@ -285,6 +285,10 @@ async fn an_api_server_accepts_every_object() {
     let mut accounts = objects("").await;
     accounts.retain(|object| object["kind"] == "ServiceAccount");
     plane.apply(&list(&accounts)).await.unwrap();
+    // Whose pull secrets an example names.
+    for team in ["ml", "web"] {
+        plane.kubectl(&["create", "namespace", team]).await.unwrap();
+    }
     let scratch = harness::scratch();
     for (name, values) in examples() {
         let objects = objects(&values).await;
