@@ -21,6 +21,7 @@ pub mod leader;
 pub mod lease;
 pub mod metrics;
 pub mod node_cache;
+pub mod pods;
 pub mod queue;
 pub mod registry;
 pub mod scheduling;

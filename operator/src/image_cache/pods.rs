@@ -15,7 +15,7 @@ use kube::ResourceExt as _;
 
 use super::target::{Requirement, requirements};
 use super::validate::{Mistakes, ValidatedImageCache};
-use crate::node_cache::apply::named;
+use crate::pods::{is_running, named};
 
 /// Which images join a set.
 #[derive(Debug, Clone)]
@@ -67,13 +67,6 @@ pub fn are_used(object: &ValidatedImageCache) -> bool {
         let by_pods = set.nodes.as_ref().is_some_and(|nodes| nodes.pods.is_some());
         by_pods || set.discover.is_some()
     })
-}
-
-/// Pods that count: they run, somewhere.
-pub fn is_running(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
-    let node = pod.spec.as_ref().and_then(|it| it.node_name.as_ref());
-    phase == Some("Running") && node.is_some()
 }
 
 /// Takes into the object what its namespace's running pods say.

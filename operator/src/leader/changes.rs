@@ -9,9 +9,9 @@ use kube::{Resource as _, ResourceExt as _};
 
 use super::world::Mark;
 use crate::image_cache::dereference::NodeFacts;
-use crate::image_cache::pods;
 use crate::labels::WARM_LABELS;
 use crate::node_cache::wishes::ObjectKey;
+use crate::pods;
 use crate::watch::Change;
 
 pub(super) fn is_deleted(object: &ImageCache) -> bool {

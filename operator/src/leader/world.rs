@@ -20,8 +20,8 @@ use super::changes::{
 };
 use crate::address::Host;
 use crate::image_cache::dereference::{NodeFacts, Nodes};
-use crate::node_cache::apply::named;
 use crate::node_cache::wishes::{ObjectKey, Owner};
+use crate::pods::named;
 use crate::watch::{self, Change, Objects};
 
 /// Everything that is watched.

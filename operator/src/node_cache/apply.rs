@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use coral_schema::crd::NodeCache;
 use coral_schema::crd::node_cache::NodeCacheSpec;
 use coral_schema::oci::ImageReference;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 
 use crate::api::{self, ApiError};
 use crate::labels::{FIELD_MANAGER, node_owner};
+use crate::pods::named;
 
 /// Server-side apply of a node's spec; the Node owns the object.
 pub async fn apply(
@@ -63,39 +64,4 @@ fn is_finished(pod: &Pod) -> bool {
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// Images that a pod names: of its containers of all kinds, and of its volumes.
-pub(crate) fn named(spec: &PodSpec) -> impl Iterator<Item = &String> {
-    let init = spec.init_containers.iter().flatten();
-    let containers = init
-        .chain(&spec.containers)
-        .filter_map(|it| it.image.as_ref());
-    let ephemeral = spec.ephemeral_containers.iter().flatten();
-    let volumes = spec
-        .volumes
-        .iter()
-        .flatten()
-        .filter_map(|it| it.image.as_ref());
-    containers
-        .chain(ephemeral.filter_map(|it| it.image.as_ref()))
-        .chain(volumes.filter_map(|it| it.reference.as_ref()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn l08_every_place_of_a_pod_that_names_an_image() {
-        let spec: PodSpec = serde_json::from_value(serde_json::json!({
-            "initContainers": [{"name": "a", "image": "init"}],
-            "containers": [{"name": "b", "image": "main"}, {"name": "c", "image": "side"}],
-            "ephemeralContainers": [{"name": "d", "image": "debug"}],
-            "volumes": [{"name": "e", "image": {"reference": "volume"}}, {"name": "f", "emptyDir": {}}],
-        }))
-        .unwrap();
-        let found: Vec<&str> = named(&spec).map(String::as_str).collect();
-        assert_eq!(found, ["init", "main", "side", "debug", "volume"]);
-    }
 }
