@@ -22,6 +22,7 @@ use futures::stream::BoxStream;
 use moka::sync::Cache;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
+pub use self::fill::skip;
 pub use self::manifest::{Accepted, Pushed};
 use self::sessions::Sessions;
 pub use self::tag::Condition;

@@ -1,6 +1,7 @@
 //! The bytes of a request into an upload, in steps: a fixed number of MiB is in memory, whatever the number of clients.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
@@ -31,12 +32,16 @@ pub(super) async fn fill(
         if let Err(error) = shared.room().await {
             return Ok((upload, Err(error)));
         }
-        let _permit = shared.steps.acquire().await;
+        let permit = shared.steps.acquire().await;
         let (chunks, ended) = gather(first, &mut body);
         let length: u64 = chunks.iter().map(|bytes| bytes.len() as u64).sum();
         let after = upload.offset() + length;
         if let Some(said) = said.filter(|said| after - start > *said) {
             let found = after - start;
+            drop(permit);
+            if ended.is_none() {
+                skip(body).await;
+            }
             return Ok((upload, Err(HostedError::Length { said, found })));
         }
         let save = after - saved >= SAVE_EVERY;
@@ -62,6 +67,21 @@ pub(super) async fn fill(
         _ => Ok(()),
     };
     Ok((upload, right))
+}
+
+/// Reads a body that nobody wants, if there is not much of it: a client that is cut off while it sends does not read the
+/// answer.
+pub async fn skip(mut body: Body) {
+    let read = async {
+        let mut left = SKIPPED;
+        while let Some(Ok(chunk)) = body.next().await {
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    let _ = timeout(SKIPPING, read).await;
 }
 
 async fn next(stopping: &CancellationToken, body: &mut Body) -> Result<Option<Bytes>, HostedError> {
@@ -104,3 +124,7 @@ const STEP: usize = 1 << 20;
 
 /// Bounds what is hashed again after a restart, bytes.
 const SAVE_EVERY: u64 = 64 << 20;
+
+/// Bytes that are skipped; whoever sends more is cut off.
+const SKIPPED: usize = 16 << 20;
+const SKIPPING: Duration = Duration::from_secs(2);

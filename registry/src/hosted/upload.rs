@@ -6,7 +6,7 @@
 use coral_schema::oci::{Algorithm, Digest};
 
 use super::sessions::{Busy, Turn};
-use super::{Body, Hosted, HostedError, Shared, fill};
+use super::{Body, Hosted, HostedError, Shared, fill, skip};
 use crate::access::cap::WriteCap;
 use crate::store::{StoreError, Upload, UploadId, VerifiedUpload, VerifyError};
 
@@ -90,7 +90,7 @@ impl Hosted {
     ) -> Result<u64, HostedError> {
         let (shared, cap, id) = (self.0.clone(), cap.clone(), id.clone());
         let work = async move {
-            let (upload, turn) = shared.session(&cap, &id).await?;
+            let (upload, turn, body) = shared.session_for(&cap, &id, body).await?;
             let (upload, received) = receive(&shared, upload, &turn, chunk, body).await?;
             received.map(|()| upload.offset())
         };
@@ -107,7 +107,7 @@ impl Hosted {
     ) -> Result<(), HostedError> {
         let (shared, cap, id) = (self.0.clone(), cap.clone(), id.clone());
         let work = async move {
-            let (upload, turn) = shared.session(&cap, &id).await?;
+            let (upload, turn, body) = shared.session_for(&cap, &id, body).await?;
             let mark = upload.mark();
             let (upload, received) = receive(&shared, upload, &turn, chunk, body).await?;
             received?;
@@ -165,6 +165,22 @@ impl Shared {
         Ok((upload, turn))
     }
 
+    /// As [`Shared::session`], for the body that goes into it.
+    async fn session_for(
+        &self,
+        cap: &WriteCap,
+        id: &UploadId,
+        body: Body,
+    ) -> Result<(Upload, Turn, Body), HostedError> {
+        match self.session(cap, id).await {
+            Ok((upload, turn)) => Ok((upload, turn, body)),
+            Err(error) => {
+                skip(body).await;
+                Err(error)
+            }
+        }
+    }
+
     /// The session as far as it came. Only who has the turn may change it.
     async fn find(&self, cap: &WriteCap, id: &UploadId) -> Result<Upload, HostedError> {
         let found = self.parts.uploads.find(id).await?;
@@ -186,7 +202,10 @@ async fn receive(
 ) -> Result<After<()>, HostedError> {
     let said = match chunk.check(upload.offset()) {
         Ok(said) => said,
-        Err(error) => return Ok((upload, Err(error))),
+        Err(error) => {
+            skip(body).await;
+            return Ok((upload, Err(error)));
+        }
     };
     let mark = upload.mark();
     let (upload, received) = fill::fill(shared, upload, turn, said, body).await?;

@@ -1,7 +1,5 @@
 //! PUT and DELETE of manifests and tags, DELETE of blobs (end-7, end-9, end-10), and bodies of requests.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use coral_schema::oci::{Digest, ManifestRef, Tag};
 use futures::StreamExt as _;
@@ -142,28 +140,13 @@ pub(super) fn body(asked: &mut Asked<'_>) -> hosted::Body {
     stream.map(|chunk| chunk.map_err(Into::into)).boxed()
 }
 
-/// Reads a body that nobody wants, if there is not much of it: a client that is cut off while it sends does not read the
-/// answer. One that waits to be told to send is not told so.
+/// Skips a body that nobody has taken. A client that waits to be told to send is not told so.
 pub(super) async fn drain(asked: &mut Asked<'_>) {
     if asked.headers.contains_key(EXPECT) {
         return;
     }
-    let mut body = body(asked);
-    let read = async {
-        let mut left = DRAINED;
-        while let Some(Ok(chunk)) = body.next().await {
-            match left.checked_sub(chunk.len()) {
-                Some(rest) => left = rest,
-                None => return,
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAINING, read).await;
+    hosted::skip(body(asked)).await;
 }
-
-/// Bytes.
-const DRAINED: usize = 16 << 20;
-const DRAINING: Duration = Duration::from_secs(2);
 
 impl From<HostedError> for Failure {
     fn from(error: HostedError) -> Self {
