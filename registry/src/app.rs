@@ -119,15 +119,14 @@ impl App {
         let open = page::router().merge(health::router(health, Arc::new(registry)));
         let admin = api.merge(open);
         let admin = guard::guarded(admin, watched.config().borrow().admin.hosts.clone());
-        let Opened { index, blobs, .. } = opened;
         Ok(Self {
             server,
             oci,
             admin,
             accepting,
             tasks,
-            index,
-            blobs,
+            index: opened.index,
+            blobs: opened.blobs,
             _lock: lock,
         })
     }
