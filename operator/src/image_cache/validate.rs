@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::crd::image_cache::{
-    DeletionPolicy, GcProtection, ImageCache, ImageCacheSpec, ImageSet, OnEviction, RegistryPolicy, Retry, RolloutOrder, Scheduling, TagPolicy,
+    DeletionPolicy, GcProtection, ImageCache, ImageCacheSpec, ImageSet, OnEviction, RegistryPolicy,
+    Retry, RolloutOrder, Scheduling, TagPolicy,
 };
 use coral_schema::crd::{MOST_IMAGES, REFRESH_ANNOTATION};
 use coral_schema::oci::{ImageReference, Platform};
