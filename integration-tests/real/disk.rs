@@ -72,7 +72,7 @@ async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
 /// A tmpfs that is unmounted with this value.
 pub(crate) struct Volume {
     path: PathBuf,
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Volume {
@@ -82,7 +82,7 @@ impl Volume {
         let path = folder.path().join("volume");
         std::fs::create_dir(&path).unwrap();
         let mut volume = Self::mount_on(path, bytes).await;
-        volume._folder = Some(folder);
+        volume.folder = Some(folder);
         volume
     }
 
@@ -99,10 +99,7 @@ impl Volume {
             ])
             .arg(&path);
         harness::run(command).await.result().unwrap();
-        Self {
-            path,
-            _folder: None,
-        }
+        Self { path, folder: None }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -122,6 +119,7 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         harness::unmount(&self.path);
+        drop(self.folder.take());
     }
 }
 

@@ -70,7 +70,7 @@ impl Installation {
             node(Kind::Current),
         ])
         .await;
-        let images = PathBuf::from(harness::tool("CORAL_REAL_IMAGES"));
+        let images = harness::tool("CORAL_REAL_IMAGES");
         let version = env!("CARGO_PKG_VERSION");
         for program in ["registry", "operator", "warmer"] {
             let name = format!("coral/coral-{program}:{version}");

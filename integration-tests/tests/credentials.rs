@@ -1,5 +1,4 @@
 //! Lent credentials over the admin API: not where others could read them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use coral_integration_tests::ask::{put, without_body};
 use coral_integration_tests::cache::Cache;

@@ -21,19 +21,7 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
     let pull_kept = ["pull", "registry.example.test/team/kept:1"];
     cluster.node(2).crictl(&pull_kept).await.unwrap();
 
-    // As if they were of a version that had no columns.
-    let columns = "/spec/versions/0/additionalPrinterColumns";
-    let older = format!("[{{ \"op\": \"remove\", \"path\": \"{columns}\" }}]");
-    let patch = [
-        "patch",
-        "crd",
-        "nodecaches.coral.dev",
-        "--type=json",
-        "-p",
-        &older,
-    ];
-    installation.kubectl(&patch).await.unwrap();
-
+    without_columns(&installation).await;
     values["log"] = json!({ "filter": "info,coral_registry=debug" });
     values["registry"]["persistence"]["whenDeleted"] = "Delete".into();
     let done = AtomicBool::new(false);
@@ -57,15 +45,7 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
         }
     }
 
-    let get = [
-        "get",
-        "crd",
-        "nodecaches.coral.dev",
-        "-o",
-        "jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}",
-    ];
-    let columns = installation.kubectl(&get).await.unwrap();
-    assert!(columns.contains("Desired"), "{columns}");
+    has_columns(&installation).await;
     installation.mirrored().await;
     cluster.node(3).crictl(&pull_kept).await.unwrap();
     let (digest, size) = kept.largest();
@@ -75,7 +55,38 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
         "the volume kept it"
     );
 
-    // Now it was asked for.
+    uninstalled_with_its_volume(&installation).await;
+}
+
+/// The definitions are as if they were of a version that had no columns.
+async fn without_columns(installation: &Installation) {
+    let columns = "/spec/versions/0/additionalPrinterColumns";
+    let older = format!("[{{ \"op\": \"remove\", \"path\": \"{columns}\" }}]");
+    let patch = [
+        "patch",
+        "crd",
+        "nodecaches.coral.dev",
+        "--type=json",
+        "-p",
+        &older,
+    ];
+    installation.kubectl(&patch).await.unwrap();
+}
+
+async fn has_columns(installation: &Installation) {
+    let get = [
+        "get",
+        "crd",
+        "nodecaches.coral.dev",
+        "-o",
+        "jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}",
+    ];
+    let columns = installation.kubectl(&get).await.unwrap();
+    assert!(columns.contains("Desired"), "{columns}");
+}
+
+/// Now it was asked for.
+async fn uninstalled_with_its_volume(installation: &Installation) {
     let told = installation.helm_release("uninstall", &[]).await;
     installation.succeeds(told).await;
     eventually("the volume is given back", WARM, async || {

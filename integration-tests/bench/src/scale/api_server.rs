@@ -12,6 +12,9 @@ use tokio::time::sleep;
 
 /// Who may do everything.
 const TOKEN: &str = "benchmark";
+/// Files of the API server.
+const KEY: &str = "service-accounts.key";
+const USERS: &str = "users.csv";
 
 #[derive(Debug)]
 pub(super) struct ApiServer {
@@ -24,61 +27,15 @@ pub(super) struct ApiServer {
 impl ApiServer {
     /// Starts both, with their files in `folder`.
     pub(super) async fn start(tools: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let (clients, peers, port) = (free_port()?, free_port()?, free_port()?);
-        let clients = format!("http://127.0.0.1:{clients}");
-        let peers = format!("http://127.0.0.1:{peers}");
-        let mut etcd = Command::new(tool(tools, "etcd")?);
-        etcd.arg("--data-dir")
-            .arg(folder.join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &clients,
-                "--advertise-client-urls",
-                &clients,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peers,
-                "--initial-advertise-peer-urls",
-                &peers,
-            ])
-            .args(["--initial-cluster", &format!("default={peers}")])
-            .args(["--quota-backend-bytes", "8000000000"])
-            .args(["--unsafe-no-fsync", "--log-level=warn"]);
+        let (clients, port) = (format!("http://127.0.0.1:{}", free_port()?), free_port()?);
+        let etcd = etcd(&tool(tools, "etcd")?, folder, &clients)?;
         let etcd = Program::start(etcd, &folder.join("etcd.log"))?;
-
-        let key = folder.join("service-accounts.key");
-        let made = Command::new("openssl")
-            .args(["genrsa", "-out"])
-            .arg(&key)
-            .output()
-            .await
-            .context("openssl")?;
-        if !made.status.success() {
-            bail!("openssl: {}", String::from_utf8_lossy(&made.stderr));
-        }
-        let users = folder.join("users.csv");
-        std::fs::write(&users, format!("{TOKEN},admin,1,system:masters\n"))?;
-        let mut server = Command::new(tool(tools, "kube-apiserver")?);
-        server
-            .arg(format!("--etcd-servers={clients}"))
-            .arg(format!("--secure-port={port}"))
-            .arg(format!("--cert-dir={}", folder.display()))
-            .arg(format!("--token-auth-file={}", users.display()))
-            .arg(format!("--service-account-key-file={}", key.display()))
-            .arg(format!(
-                "--service-account-signing-key-file={}",
-                key.display()
-            ))
-            .args([
-                "--bind-address=127.0.0.1",
-                "--service-account-issuer=https://kubernetes.default.svc",
-            ])
-            .args([
-                "--service-cluster-ip-range=10.96.0.0/16",
-                "--authorization-mode=RBAC",
-            ])
-            .args(["--endpoint-reconciler-type=none", "--profiling=false"]);
+        make_key(&folder.join(KEY)).await?;
+        std::fs::write(
+            folder.join(USERS),
+            format!("{TOKEN},admin,1,system:masters\n"),
+        )?;
+        let server = server(&tool(tools, "kube-apiserver")?, folder, &clients, port);
         let log = folder.join("kube-apiserver.log");
         let mut server = Program::start(server, &log)?;
         let kubeconfig = folder.join("kubeconfig");
@@ -110,6 +67,54 @@ impl ApiServer {
     pub(super) async fn client(&self) -> anyhow::Result<Client> {
         client(&self.kubeconfig).await
     }
+}
+
+fn etcd(program: &Path, folder: &Path, clients: &str) -> anyhow::Result<Command> {
+    let peers = format!("http://127.0.0.1:{}", free_port()?);
+    let mut command = Command::new(program);
+    command
+        .arg("--data-dir")
+        .arg(folder.join("etcd"))
+        .args(["--listen-client-urls", clients])
+        .args(["--advertise-client-urls", clients])
+        .args(["--listen-peer-urls", &peers])
+        .args(["--initial-advertise-peer-urls", &peers])
+        .args(["--initial-cluster", &format!("default={peers}")])
+        .args(["--quota-backend-bytes", "8000000000"])
+        .args(["--unsafe-no-fsync", "--log-level=warn"]);
+    Ok(command)
+}
+
+/// The API server does not start without one for tokens that nobody uses here.
+async fn make_key(file: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new("openssl");
+    let made = command.args(["genrsa", "-out"]).arg(file).output().await;
+    let made = made.context("openssl")?;
+    if !made.status.success() {
+        bail!("openssl: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(())
+}
+
+fn server(program: &Path, folder: &Path, etcd: &str, port: u16) -> Command {
+    let mut command = Command::new(program);
+    let mut flag = |name: &str, value: &str| {
+        command.arg(format!("--{name}={value}"));
+    };
+    let key = folder.join(KEY);
+    flag("etcd-servers", etcd);
+    flag("bind-address", "127.0.0.1");
+    flag("secure-port", &port.to_string());
+    flag("cert-dir", &folder.to_string_lossy());
+    flag("token-auth-file", &folder.join(USERS).to_string_lossy());
+    flag("service-account-key-file", &key.to_string_lossy());
+    flag("service-account-signing-key-file", &key.to_string_lossy());
+    flag("service-account-issuer", "https://kubernetes.default.svc");
+    flag("service-cluster-ip-range", "10.96.0.0/16");
+    flag("authorization-mode", "RBAC");
+    flag("endpoint-reconciler-type", "none");
+    flag("profiling", "false");
+    command
 }
 
 async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
