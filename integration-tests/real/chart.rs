@@ -25,27 +25,22 @@ pub(crate) fn folder() -> PathBuf {
 /// Runs helm; `values` is a values file's text.
 async fn helm(arguments: &[&str], values: &str) -> Result<String, String> {
     let scratch = harness::scratch();
+    let file = harness::write(scratch.path(), "values.yaml", values);
     let program = harness::command(harness::tool("CORAL_REAL_HELM"));
-    let command = with_values(program, scratch.path(), arguments, values);
+    let mut command = with_files_in(program, scratch.path());
+    command.args(arguments).arg("--values").arg(file);
     harness::run(command).await.result()
 }
 
-/// `program` is helm, which keeps its files in `scratch`.
-pub(crate) fn with_values(
-    mut program: Command,
-    scratch: &Path,
-    arguments: &[&str],
-    values: &str,
-) -> Command {
-    let file = harness::write(scratch, "values.yaml", values);
+/// `program` is helm, which keeps its files in this folder.
+pub(crate) fn with_files_in(mut program: Command, folder: &Path) -> Command {
     for (name, below) in [
         ("HELM_CACHE_HOME", "cache"),
         ("HELM_CONFIG_HOME", "config"),
         ("HELM_DATA_HOME", "data"),
     ] {
-        program.env(name, scratch.join(below));
+        program.env(name, folder.join(below));
     }
-    program.args(arguments).arg("--values").arg(file);
     program
 }
 

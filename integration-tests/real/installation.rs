@@ -13,7 +13,7 @@ use crate::cluster::namespaces::ADDRESS;
 use crate::cluster::node::NodeSpec;
 use crate::containerd::Kind;
 use crate::harness::{self, eventually};
-use crate::line::WARM;
+use crate::line::{SERVICE, SLOW, WARM};
 use crate::upstream::Certificates;
 
 mod outages;
@@ -23,14 +23,8 @@ mod upgrade;
 /// Of each node, in memory, and only as far as it is used.
 const DISK: u64 = 1 << 30;
 
-/// The number that nodes reach the registry at.
-const SERVICE: &str = "10.96.0.50";
-
 /// The Secret with the registry's own certificate.
 const CERTIFICATE: &str = "coral-certificate";
-
-/// What our registry reads of `slow.example.test` in a second: many seconds for a small image.
-const SLOW: &str = "128Ki";
 
 /// An `ImageCache` that wants one image on every node.
 fn everywhere(name: &str, image: &str) -> String {
@@ -83,7 +77,7 @@ impl Installation {
         };
         installation.prepare().await;
         installation.before = installation.state().await;
-        let told = installation.helm(&["install"], values).await;
+        let told = installation.helm_chart("install", values).await;
         installation.succeeds(told).await;
         installation
     }
@@ -140,36 +134,25 @@ impl Installation {
         }
     }
 
-    /// Runs helm's subcommand for the release, with these values; those of `install` and `upgrade`.
-    async fn helm(&self, arguments: &[&str], values: &Value) -> Result<String, String> {
-        let (chart, config) = (chart::folder(), self.cluster.plane().kubeconfig());
-        let scratch = harness::scratch();
-        let mut helm = Command::new(harness::tool("CORAL_REAL_HELM"));
-        helm.env("KUBECONFIG", config);
-        let arguments = [arguments, &["coral"]].concat();
-        let mut command = chart::with_values(helm, scratch.path(), &arguments, &values.to_string());
-        command
-            .arg(chart)
-            .args(["--namespace", NAMESPACE, "--wait", "--timeout", "170s"]);
-        harness::run(self.cluster.plane().enter(&command))
-            .await
-            .result()
+    /// Runs `install` or `upgrade` with these values.
+    async fn helm_chart(&self, subcommand: &str, values: &Value) -> Result<String, String> {
+        let folder = harness::scratch();
+        let values = harness::write(folder.path(), "values.yaml", &values.to_string());
+        let (chart, values) = (chart::folder(), values.to_string_lossy());
+        let flags = [&chart.to_string_lossy(), "--wait", "--values", &values];
+        self.helm(subcommand, &flags).await
     }
 
-    /// Runs a subcommand of helm that takes no chart.
-    async fn helm_release(&self, subcommand: &str, flags: &[&str]) -> Result<String, String> {
-        let mut command = Command::new(harness::tool("CORAL_REAL_HELM"));
+    /// Runs a subcommand of helm for the release.
+    async fn helm(&self, subcommand: &str, more: &[&str]) -> Result<String, String> {
+        let folder = harness::scratch();
+        let program = Command::new(harness::tool("CORAL_REAL_HELM"));
+        let mut command = chart::with_files_in(program, folder.path());
         command
             .env("KUBECONFIG", self.cluster.plane().kubeconfig())
-            .args([
-                subcommand,
-                "coral",
-                "--namespace",
-                NAMESPACE,
-                "--timeout",
-                "170s",
-            ])
-            .args(flags);
+            .args([subcommand, "coral"])
+            .args(more)
+            .args(["--namespace", NAMESPACE, "--timeout", "170s"]);
         harness::run(self.cluster.plane().enter(&command))
             .await
             .result()

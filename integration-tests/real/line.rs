@@ -19,7 +19,7 @@ pub(crate) const WARM: Duration = Duration::from_mins(2);
 const DISK: u64 = 512 << 20;
 
 /// What our registry reads of `slow.example.test` in a second: minutes for a small image, and never too slow for a client.
-const SLOW: &str = "128Ki";
+pub(crate) const SLOW: &str = "128Ki";
 
 /// What the cluster gives to our registry as a service.
 pub(crate) const SERVICE: &str = "10.96.0.50";

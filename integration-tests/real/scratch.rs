@@ -45,7 +45,14 @@ async fn a_warmer_in_an_empty_image_sees_only_its_mounts_and_outlives_its_runtim
     let hosts = line.cluster.node(1).certs_d();
     let hosts = std::fs::read_to_string(hosts.join("registry.example.test/hosts.toml")).unwrap();
     assert!(hosts.contains("ca = \"coral-ca.pem\""), "{hosts}");
-    assert_sees_only_its_mounts(line.cluster.node(1)).await;
+    let node = line.cluster.node(1);
+    let process = process_of(node, "warmer").await;
+    assert_sees_only_its_mounts(node, &process).await;
+    assert_has_only_its_program(node, &process).await;
+    assert_powerless(node, &process, "0").await;
+    // No other process is in its PID namespace.
+    let ids = status(node, &process, "NSpid:").await;
+    assert_eq!(ids.last().map(String::as_str), Some("1"));
     assert_eq!(past(&line).await, "0 ", "{:?}", logs(&line).await);
 
     // The socket that the pod has is refused from now on; the kubelet mounts the new one for the next container.
@@ -91,8 +98,9 @@ const MOUNTS: [&str; 8] = [
     "/var/run/secrets/kubernetes.io/serviceaccount",
 ];
 
-async fn assert_sees_only_its_mounts(node: &Node) {
-    let ids = node.crictl(&["ps", "--name", "warmer", "--quiet"]).await;
+/// `/proc/<id>` of what runs in a container of this name.
+pub(crate) async fn process_of(node: &Node, container: &str) -> String {
+    let ids = node.crictl(&["ps", "--name", container, "--quiet"]).await;
     let id = ids.unwrap().trim().to_owned();
     let process = [
         "inspect",
@@ -102,8 +110,10 @@ async fn assert_sees_only_its_mounts(node: &Node) {
         "{{.info.pid}}",
     ];
     let process = node.crictl(&[&process[..], &[&id]].concat()).await.unwrap();
-    let process = format!("/proc/{}", process.trim());
+    format!("/proc/{}", process.trim())
+}
 
+pub(crate) async fn assert_sees_only_its_mounts(node: &Node, process: &str) {
     let mounts = on(node, "cat", &[&format!("{process}/mountinfo")]).await;
     let mounts: Vec<Vec<&str>> = mounts
         .lines()
@@ -124,8 +134,10 @@ async fn assert_sees_only_its_mounts(node: &Node) {
         root[5].starts_with("ro,"),
         "the root can be written: {root:?}"
     );
+}
 
-    // Of the image there is the program, and an empty file that makes its content unique.
+/// Of the image there is the program, and an empty file that makes its content unique.
+async fn assert_has_only_its_program(node: &Node, process: &str) {
     let root = format!("{process}/root");
     let files = on(
         node,
@@ -139,19 +151,24 @@ async fn assert_sees_only_its_mounts(node: &Node) {
         .filter(|path| !MOUNTS.contains(path))
         .collect();
     assert_eq!(files, ["/program", "/coral-warmer-r1-0.bin"].into());
+}
 
-    let status = on(node, "cat", &[&format!("{process}/status")]).await;
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().skip(1).collect::<Vec<_>>()
-    };
+/// No capability, and no way to get one.
+pub(crate) async fn assert_powerless(node: &Node, process: &str, user: &str) {
     for capabilities in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        assert_eq!(field(capabilities), ["0000000000000000"], "{capabilities}");
+        let found = status(node, process, capabilities).await;
+        assert_eq!(found, ["0000000000000000"], "{capabilities}");
     }
-    assert_eq!(field("Uid:"), ["0"; 4]);
-    assert_eq!(field("NoNewPrivs:"), ["1"]);
-    // No other process is in its PID namespace.
-    assert_eq!(field("NSpid:").last(), Some(&"1"));
+    assert_eq!(status(node, process, "Uid:").await, [user; 4]);
+    assert_eq!(status(node, process, "NoNewPrivs:").await, ["1"]);
+}
+
+/// The words of a line of a process's `status`.
+pub(crate) async fn status(node: &Node, process: &str, name: &str) -> Vec<String> {
+    let status = on(node, "cat", &[&format!("{process}/status")]).await;
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    let words = line.split_whitespace().skip(1);
+    words.map(str::to_owned).collect()
 }
 
 async fn on(node: &Node, program: &str, arguments: &[&str]) -> String {

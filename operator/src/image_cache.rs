@@ -13,8 +13,8 @@
 //! | apply | writes it, and calls [`resources::Resources::applied`] |
 //! | status | [`status::status`]`(&Outcome) -> ImageCacheStatus`, with the `Resources<Applied>` in it |
 //!
-//! Beside them: [`window`] says when something new is granted, [`secrets`] says which logins are lent to the registry, [`finalizer`] says when an object that purges may go, [`waiting`] tells in words what each image waits
-//! for on each node.
+//! Beside them: [`window`] says when something new is granted, [`secrets`] which logins are lent to the registry,
+//! [`finalizer`] when an object that purges may go, and [`waiting`] tells in words what each image waits for on each node.
 
 pub mod apply;
 pub mod assign;

@@ -1,12 +1,20 @@
-//! What pods name, and whether they run.
+//! What pods name, and whether they run or ever will.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 /// Does it run, somewhere?
 pub fn is_running(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
     let node = pod.spec.as_ref().and_then(|it| it.node_name.as_ref());
-    phase == Some("Running") && node.is_some()
+    phase(pod) == Some("Running") && node.is_some()
+}
+
+/// Will it never run again?
+pub fn is_finished(pod: &Pod) -> bool {
+    matches!(phase(pod), Some("Succeeded" | "Failed"))
+}
+
+fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
 }
 
 /// Images that a pod names: of its containers of all kinds, and of its volumes.

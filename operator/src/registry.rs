@@ -132,17 +132,13 @@ impl Registry {
 
     /// `PUT /api/v1/pins/<source>`
     pub async fn pin(&self, source: &str, wanted: &PinRequest) -> Result<(), RegistryError> {
-        let request = self.request(Method::PUT, &pins(source)).json(wanted);
-        self.send(request).await.map(drop)
+        let request = self.request(Method::PUT, &of_source("pins", source));
+        self.send(request.json(wanted)).await.map(drop)
     }
 
     /// `DELETE /api/v1/pins/<source>`
     pub async fn unpin(&self, source: &str) -> Result<(), RegistryError> {
-        let request = self.request(Method::DELETE, &pins(source));
-        match self.send(request).await {
-            Err(RegistryError::Forgotten) => Ok(()),
-            answer => answer.map(drop),
-        }
+        self.delete(&of_source("pins", source)).await
     }
 
     /// `PUT /api/v1/credentials/<source>`. Never over plain HTTP.
@@ -154,15 +150,18 @@ impl Registry {
         if self.admin.scheme() != "https" {
             return Err(RegistryError::Plain);
         }
-        let path = credentials(source);
-        let request = self.request(Method::PUT, &path).json(wanted);
-        self.send(request).await.map(drop)
+        let request = self.request(Method::PUT, &of_source("credentials", source));
+        self.send(request.json(wanted)).await.map(drop)
     }
 
     /// `DELETE /api/v1/credentials/<source>`
     pub async fn take_back(&self, source: &str) -> Result<(), RegistryError> {
-        let request = self.request(Method::DELETE, &credentials(source));
-        match self.send(request).await {
+        self.delete(&of_source("credentials", source)).await
+    }
+
+    /// What is not there need not go.
+    async fn delete(&self, path: &[&str]) -> Result<(), RegistryError> {
+        match self.send(self.request(Method::DELETE, path)).await {
             Err(RegistryError::Forgotten) => Ok(()),
             answer => answer.map(drop),
         }
@@ -209,14 +208,9 @@ impl Registry {
     }
 }
 
-fn pins(source: &str) -> Vec<&str> {
-    std::iter::once("pins").chain(source.split('/')).collect()
-}
-
-fn credentials(source: &str) -> Vec<&str> {
-    std::iter::once("credentials")
-        .chain(source.split('/'))
-        .collect()
+/// The path of what a source like `operator/ml/app` has under a resource.
+fn of_source<'a>(resource: &'a str, source: &'a str) -> Vec<&'a str> {
+    std::iter::once(resource).chain(source.split('/')).collect()
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, RegistryError> {

@@ -91,8 +91,9 @@ fn warmth(object: &ValidatedImageCache, plan: &NodePlan) -> Warmth {
     if plan.silent || !plan.node.ready || plan.node.status().is_none() {
         return Warmth::Unknown;
     }
+    let mut walk = plan.node.walk();
     let held = plan.pairs.iter().all(|pair| {
-        let report = plan.node.reported(&object.images[pair.image].spelling);
+        let (_, report) = walk.find(&object.images[pair.image].spelling);
         let older = report.is_some_and(|report| report.digest.is_some());
         pair.progress.is_held() || pair.progress == Progress::NoPlatform || older
     });

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coral_schema::oci::manifest::ChildKind;
-use coral_schema::oci::{Digest, Platform};
+use coral_schema::oci::{Digest, Manifest, Platform};
 use coral_schema::process::tasks::Tasks;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -277,6 +277,28 @@ pub struct ManifestRow {
     pub children: Vec<ChildRow>,
     /// When it was first stored.
     pub stored: Timestamp,
+}
+
+impl ManifestRow {
+    /// Of a manifest of `size` bytes, which is stored now.
+    pub fn new(manifest: &Manifest, size: u64, now: Timestamp) -> Self {
+        let children = manifest.children.iter().map(|child| ChildRow {
+            digest: child.digest,
+            kind: child.kind,
+            size: child.size,
+            media_type: child.media_type.clone(),
+            platform: child.platform.clone(),
+        });
+        Self {
+            media_type: manifest.media_type.clone(),
+            size,
+            subject: manifest.subject,
+            artifact_type: manifest.artifact_type.clone(),
+            annotations: manifest.annotations.clone(),
+            children: children.collect(),
+            stored: now,
+        }
+    }
 }
 
 /// A descriptor of a manifest.

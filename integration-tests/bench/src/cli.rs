@@ -189,23 +189,22 @@ impl Cli {
         let distribution = self.distribution.clone();
         Programs {
             ours: kept(Skip::Ours, self.ours.clone().or_else(Registry::built)),
-            distribution: kept(Skip::Peer, distribution.or_else(|| distribution_in(&tools))),
+            distribution: kept(
+                Skip::Peer,
+                distribution.or_else(|| tool(&tools, "distribution", "registry")),
+            ),
             nginx: kept(Skip::Limit, Some(self.nginx.clone())),
         }
     }
 }
 
-/// `integration-tests/run` keeps each tool in a folder with its version.
-fn distribution_in(tools: &Path) -> Option<PathBuf> {
+/// A program of a tool: `integration-tests/run` keeps each in a folder with its version.
+pub(crate) fn tool(tools: &Path, name: &str, program: &str) -> Option<PathBuf> {
+    let prefix = format!("{name}-");
     let folders = std::fs::read_dir(tools).ok()?.flatten();
     folders
-        .filter(|folder| {
-            folder
-                .file_name()
-                .to_string_lossy()
-                .starts_with("distribution-")
-        })
-        .map(|folder| folder.path().join("registry"))
+        .filter(|folder| folder.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|folder| folder.path().join(program))
         .filter(|path| path.exists())
         .max()
 }

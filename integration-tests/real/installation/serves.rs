@@ -1,6 +1,5 @@
 //! From `helm install` to `helm uninstall`.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -9,6 +8,7 @@ use super::{CERTIFICATE, Installation, everywhere, values};
 use crate::chart::NAMESPACE;
 use crate::harness;
 use crate::line;
+use crate::scratch;
 
 #[tokio::test]
 async fn nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were() {
@@ -16,7 +16,7 @@ async fn nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were()
     values["registry"]["tls"] = json!({ "secret": CERTIFICATE });
     let installation = Installation::start(&values).await;
     let cluster = &installation.cluster;
-    let told = installation.helm_release("test", &[]).await;
+    let told = installation.helm("test", &[]).await;
     installation.succeeds(told).await;
 
     let warm = cluster.push("team/warm", 1, 1_500_000).await;
@@ -49,7 +49,7 @@ async fn nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were()
         .kubectl(&["delete", "pods", "--all", "--wait=true"])
         .await
         .unwrap();
-    let told = installation.helm_release("uninstall", &["--wait"]).await;
+    let told = installation.helm("uninstall", &["--wait"]).await;
     installation.succeeds(told).await;
     assert_eq!(installation.state().await, installation.before);
     let left = ["get", "nodecaches", "-o", "name"];
@@ -159,44 +159,13 @@ async fn nothing_but_the_program_is_in_its_container(installation: &Installation
             );
         }
     }
-    for (program, user) in [("coral-registry", "65532"), ("coral-warmer", "0")] {
-        let status = of_process(installation, program, "status").await;
-        let line = |name: &str| {
-            let mut lines = status.lines().filter_map(|line| line.strip_prefix(name));
-            let found = lines.next();
-            found.unwrap_or_else(|| panic!("{name} in {status}")).trim()
-        };
-        assert_eq!(line("Uid:").split_whitespace().next(), Some(user));
-        assert_eq!(line("CapEff:"), "0000000000000000");
-        assert_eq!(line("CapBnd:"), "0000000000000000");
-        assert_eq!(line("NoNewPrivs:"), "1");
-        assert_eq!(line("Seccomp:"), "2", "{program}");
-    }
-    let mounts = of_process(installation, "coral-warmer", "mountinfo").await;
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let kernels = |place: &&str| {
-        let mut roots = ["/proc", "/sys", "/dev"].iter();
-        roots.any(|root| place.starts_with(root))
-    };
-    let places: BTreeSet<&str> = places.filter(|place| !kernels(place)).collect();
-    let expected = [
-        "/",
-        "/etc/containerd/certs.d",
-        "/etc/hostname",
-        "/etc/hosts",
-        "/etc/resolv.conf",
-        "/run/containerd/containerd.sock",
-        "/var/lib/coral-warmer",
-        "/var/run/secrets/kubernetes.io/serviceaccount",
-    ];
-    assert_eq!(places, BTreeSet::from(expected));
-}
-
-/// A file about the only process of that name on the first node.
-async fn of_process(installation: &Installation, program: &str, file: &str) -> String {
-    let script = format!("cat /proc/$(pgrep --exact {program})/{file}");
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &script]);
     let node = installation.cluster.node(1);
-    harness::run(node.enter(&shell)).await.result().unwrap()
+    for (container, user) in [("registry", "65532"), ("warmer", "0")] {
+        let process = scratch::process_of(node, container).await;
+        scratch::assert_powerless(node, &process, user).await;
+        let seccomp = scratch::status(node, &process, "Seccomp:").await;
+        assert_eq!(seccomp, ["2"], "{container}");
+    }
+    let warmer = scratch::process_of(node, "warmer").await;
+    scratch::assert_sees_only_its_mounts(node, &warmer).await;
 }

@@ -26,7 +26,7 @@ async fn h40_an_upgrade_fails_no_pull_and_brings_the_definitions() {
     values["registry"]["persistence"]["whenDeleted"] = "Delete".into();
     let done = AtomicBool::new(false);
     let upgrade = async {
-        let told = installation.helm(&["upgrade"], &values).await;
+        let told = installation.helm_chart("upgrade", &values).await;
         let told = installation.succeeds(told).await;
         installation.rolled_out().await;
         done.store(true, Ordering::Relaxed);
@@ -87,7 +87,7 @@ async fn has_columns(installation: &Installation) {
 
 /// Now it was asked for.
 async fn uninstalled_with_its_volume(installation: &Installation) {
-    let told = installation.helm_release("uninstall", &[]).await;
+    let told = installation.helm("uninstall", &[]).await;
     installation.succeeds(told).await;
     eventually("the volume is given back", WARM, async || {
         let get = ["get", "pvc", "-n", NAMESPACE, "-o", "name"];

@@ -28,14 +28,12 @@ pub(super) fn asks_for_pods(object: &ImageCache) -> bool {
 
 /// Would an object look at it differently?
 pub(super) fn pod_matters(change: &Change<Pod>) -> bool {
-    let says = |pod: &Pod| {
-        (
-            pod.labels().clone(),
-            pod.spec.clone(),
-            pods::is_running(pod),
-        )
+    let (Some(before), Some(after)) = (&change.before, &change.after) else {
+        return change.before.is_some() != change.after.is_some();
     };
-    change.before.as_deref().map(says) != change.after.as_deref().map(says)
+    before.labels() != after.labels()
+        || before.spec != after.spec
+        || pods::is_running(before) != pods::is_running(after)
 }
 
 /// A status is our own word.
@@ -122,13 +120,10 @@ pub(super) fn matters(before: Option<&NodeFacts>, after: Option<&NodeFacts>) -> 
         return before.is_some() != after.is_some();
     };
     // What we write there ourselves is no news.
-    let labels = |facts: &NodeFacts| -> Vec<(String, String)> {
-        let labels = facts.labels.iter();
-        let labels = labels.filter(|(name, _)| !name.starts_with(WARM_LABELS));
-        labels.map(|(a, b)| (a.clone(), b.clone())).collect()
-    };
+    let is_theirs = |(name, _): &(&String, &String)| !name.starts_with(WARM_LABELS);
+    let labels_before = before.labels.iter().filter(is_theirs);
     before.uid != after.uid
-        || labels(before) != labels(after)
+        || labels_before.ne(after.labels.iter().filter(is_theirs))
         || before.taints != after.taints
         || before.ready != after.ready
         || before.ready_changed != after.ready_changed

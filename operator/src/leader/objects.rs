@@ -14,6 +14,7 @@ use crate::image_cache::build::build;
 use crate::image_cache::dereference::{CacheFacts, Surroundings};
 use crate::image_cache::finalizer::Decision;
 use crate::image_cache::resources::{Applied, Prepared, Resources};
+use crate::image_cache::secrets::PullSecrets;
 use crate::image_cache::status::{self, Outcome};
 use crate::image_cache::validate::{Invalid, Mistake, ValidatedImageCache, validate};
 use crate::image_cache::{finalizer, pods, refresh};
@@ -81,10 +82,7 @@ impl Leader {
         self.secrets.want(key, &validated.pull_secrets, now);
         let secrets = self.secrets.of(key);
         let cache = self.cache.facts(key, now);
-        let around = Surroundings {
-            secrets: secrets.as_ref(),
-            ..self.around(key, &cache, now)
-        };
+        let around = self.around(key, &cache, secrets.as_ref(), now);
         let previous = self.statuses.get(key).or(object.status.as_ref());
         let interval = self.settings.refresh_interval;
         let due = refresh::due(validated, previous, interval, around.now);
@@ -106,10 +104,7 @@ impl Leader {
             }
         }
         let resources = self.hand_over(resources, &assignment, secrets.is_some(), now);
-        let around = Surroundings {
-            secrets: secrets.as_ref(),
-            ..self.around(key, &cache, now)
-        };
+        let around = self.around(key, &cache, secrets.as_ref(), now);
         let status = status::status(&Outcome {
             object: validated,
             assignment: &assignment,
@@ -127,6 +122,7 @@ impl Leader {
         &'a self,
         key: &ObjectKey,
         cache: &'a CacheFacts,
+        secrets: Option<&'a PullSecrets>,
         now: Instant,
     ) -> Surroundings<'a> {
         Surroundings {
@@ -134,7 +130,7 @@ impl Leader {
             cache,
             previous: self.wishes.of(key),
             verdicts: self.wishes.verdicts(key),
-            secrets: None,
+            secrets,
             status: self.statuses.get(key).or_else(|| {
                 let object = self.world.objects.get(&key.namespace, &key.name)?;
                 object.status.as_ref()
@@ -218,7 +214,7 @@ impl Leader {
         }
         let cache = self.cache.facts(key, now);
         let none_free = Slots::new(0);
-        let assignment = assign(&validated, &self.around(key, &cache, now), &none_free);
+        let assignment = assign(&validated, &self.around(key, &cache, None, now), &none_free);
         self.slots.record(&validated, assignment.slots);
     }
 }

@@ -11,7 +11,7 @@ use kube::{Api, Client};
 
 use crate::api::{self, ApiError};
 use crate::labels::{FIELD_MANAGER, node_owner};
-use crate::pods::named;
+use crate::pods::{is_finished, named};
 
 /// Server-side apply of a node's spec; the Node owns the object.
 pub async fn apply(
@@ -56,12 +56,4 @@ pub async fn images_of_pods(
     let specs = unfinished.filter_map(|pod| pod.spec.as_ref());
     let images = specs.flat_map(named).filter_map(|image| image.parse().ok());
     Ok(images.collect())
-}
-
-fn is_finished(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }

@@ -85,15 +85,15 @@ pub async fn skip(mut body: Body) {
 }
 
 async fn next(stopping: &CancellationToken, body: &mut Body) -> Result<Option<Bytes>, HostedError> {
-    match stopping
-        .run_until_cancelled(timeout(SILENCE, body.next()))
-        .await
-    {
-        Some(Ok(Some(Ok(bytes)))) => Ok(Some(bytes)),
-        Some(Ok(None)) => Ok(None),
-        Some(Ok(Some(Err(error)))) => Err(broken(error)),
-        Some(Err(_)) => Err(broken("nothing came for a minute")),
-        None => Err(broken("this registry stops")),
+    let next = stopping.run_until_cancelled(arriving(body)).await;
+    next.unwrap_or_else(|| Err(broken("this registry stops")))
+}
+
+/// What comes next of a body; nothing at its end.
+pub(super) async fn arriving(body: &mut Body) -> Result<Option<Bytes>, HostedError> {
+    match timeout(SILENCE, body.next()).await {
+        Ok(next) => next.transpose().map_err(broken),
+        Err(_) => Err(broken("nothing came for a minute")),
     }
 }
 

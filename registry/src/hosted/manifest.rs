@@ -6,14 +6,13 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use coral_schema::oci::manifest::ChildKind;
 use coral_schema::oci::{Digest, Manifest, Tag, media_type};
-use futures::StreamExt as _;
 use jiff::Timestamp;
-use tokio::time::timeout;
 
+use super::fill::arriving;
 use super::tag::{Condition, may_change};
-use super::{Body, Hosted, HostedError, SILENCE, Shared};
+use super::{Body, Hosted, HostedError, Shared};
 use crate::access::cap::WriteCap;
-use crate::index::{ChildRow, ManifestRow, TagRow};
+use crate::index::{ManifestRow, TagRow};
 use crate::name::RepoKey;
 use crate::rebuild::records::{manifest_record, tag_record};
 use crate::store::VerifiedManifest;
@@ -60,15 +59,12 @@ impl Hosted {
         let _room = self.0.manifest_room.acquire_many(permits).await;
         let mut bytes = BytesMut::new();
         loop {
-            let broken = |reason: String| HostedError::Broken(reason);
-            let next = timeout(SILENCE, body.next()).await;
-            match next.map_err(|_| broken("nothing came for a minute".to_owned()))? {
+            match arriving(&mut body).await? {
                 None => return Ok(bytes.freeze()),
-                Some(Err(error)) => return Err(broken(error.to_string())),
-                Some(Ok(chunk)) if (bytes.len() + chunk.len()) as u64 > limit => {
+                Some(chunk) if (bytes.len() + chunk.len()) as u64 > limit => {
                     return Err(HostedError::TooLarge { limit });
                 }
-                Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
+                Some(chunk) => bytes.extend_from_slice(&chunk),
             }
         }
     }
@@ -151,7 +147,7 @@ impl Shared {
         // From here until its row is there, nobody deletes the bytes.
         let _publishing = self.parts.index.publishing(&digest).await?;
         self.check_children(cap, &manifest).await?;
-        let row = row(&manifest, verified.bytes().len() as u64, now);
+        let row = ManifestRow::new(&manifest, verified.bytes().len() as u64, now);
         self.store(repo, &verified, &row).await?;
         for (tag, tag_row) in &tags {
             let record = record::encode(&tag_record(tag_row, &row, None));
@@ -234,25 +230,6 @@ impl Shared {
         let record = record::encode(&manifest_record(row, None));
         self.put(repo, Entry::Manifest(*manifest.digest()), record)
             .await
-    }
-}
-
-fn row(manifest: &Manifest, size: u64, now: Timestamp) -> ManifestRow {
-    let children = manifest.children.iter().map(|child| ChildRow {
-        digest: child.digest,
-        kind: child.kind,
-        size: child.size,
-        media_type: child.media_type.clone(),
-        platform: child.platform.clone(),
-    });
-    ManifestRow {
-        media_type: manifest.media_type.clone(),
-        size,
-        subject: manifest.subject,
-        artifact_type: manifest.artifact_type.clone(),
-        annotations: manifest.annotations.clone(),
-        children: children.collect(),
-        stored: now,
     }
 }
 

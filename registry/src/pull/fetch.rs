@@ -11,7 +11,7 @@ use super::manifests::call;
 use super::recorder::{Fact, NewManifest};
 use super::{Kind, MANIFEST_TOTAL, PullError, ROOM_MIB, Shared, known};
 use crate::access::cap::ReadCap;
-use crate::index::{ChildRow, ManifestRow, TagRow};
+use crate::index::{ManifestRow, TagRow};
 use crate::store::VerifiedManifest;
 use crate::upstream::{
     Endpoint, FetchedManifest, ManifestHead, UpstreamError, UpstreamErrorKind, failover,
@@ -137,7 +137,11 @@ async fn note(
         origin,
     } = arrived;
     let (repo, digest, bytes) = (cap.repo(), *manifest.digest(), manifest.bytes().clone());
-    let row = Arc::new(manifest_row(shared, &facts, bytes.len()));
+    let row = Arc::new(ManifestRow::new(
+        &facts,
+        bytes.len() as u64,
+        shared.clock.now(),
+    ));
     shared.manifests.insert(digest, bytes.clone());
     if let Err(error) = shared
         .index
@@ -222,23 +226,4 @@ impl Shared {
 fn is_worth_a_record(before: &TagRow, now: &TagRow) -> bool {
     let hour = |row: &TagRow| row.checked.as_second().div_euclid(3600);
     before.digest != now.digest || before.previous != now.previous || hour(before) != hour(now)
-}
-
-fn manifest_row(shared: &Shared, facts: &Manifest, size: usize) -> ManifestRow {
-    let children = facts.children.iter().map(|child| ChildRow {
-        digest: child.digest,
-        kind: child.kind,
-        size: child.size,
-        media_type: child.media_type.clone(),
-        platform: child.platform.clone(),
-    });
-    ManifestRow {
-        media_type: facts.media_type.clone(),
-        size: size as u64,
-        subject: facts.subject,
-        artifact_type: facts.artifact_type.clone(),
-        annotations: facts.annotations.clone(),
-        children: children.collect(),
-        stored: shared.clock.now(),
-    }
 }

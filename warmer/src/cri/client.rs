@@ -84,29 +84,32 @@ impl Client {
     async fn query<T>(
         &self,
         op: &'static str,
-        within: Duration,
+        deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CriError> {
-        let answer = match tokio::time::timeout(within, call).await {
-            Ok(answer) => answer.map_err(|status| CriError::from(&status)),
-            Err(_) => Err(CriError {
-                reason: Reason::RuntimeUnavailable,
-                refused: false,
-                message: format!("no answer within {} s", within.as_secs()),
-            }),
-        };
-        self.counted(op, answer)
+        self.counted(op, within(deadline, call).await)
     }
 
-    fn counted<T>(
-        &self,
-        op: &'static str,
-        answer: Result<Response<T>, CriError>,
-    ) -> Result<T, CriError> {
-        if answer.is_err() {
+    fn counted<T>(&self, op: &'static str, answer: Result<T, CriError>) -> Result<T, CriError> {
+        answer.inspect_err(|_| {
             self.errors.get_or_create(&Operation { op }).inc();
-        }
-        answer.map(Response::into_inner)
+        })
+    }
+}
+
+/// The answer to a call, if it comes in time.
+pub(super) async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CriError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(CriError::from(&status)),
+        Err(_) => Err(CriError {
+            reason: Reason::RuntimeUnavailable,
+            refused: false,
+            message: format!("no answer within {} s", deadline.as_secs()),
+        }),
     }
 }
 
@@ -182,7 +185,7 @@ impl Runtime for Client {
                 .await
                 .map_err(|status| CriError::from(&status));
             // The answer's reference is an identifier or a digest, depending on the version: `image` tells.
-            self.counted("pull_image", answer).map(|_| ())
+            self.counted("pull_image", answer).map(drop)
         }
         .boxed()
     }

@@ -8,15 +8,14 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use coral_schema::crd::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Response, Status};
 
 use super::CriError;
-use super::client::BadSocketPath;
+use super::client::{BadSocketPath, within};
 use super::containerd_generated::containerd::services::events::v1::SubscribeRequest;
 use super::containerd_generated::containerd::services::events::v1::events_client::EventsClient;
 use super::containerd_generated::containerd::services::images::v1::images_client::ImagesClient;
@@ -136,7 +135,11 @@ impl Containerd {
     /// Every name of every image.
     pub async fn names(&self) -> Result<Vec<Name>, CriError> {
         let mut client = self.images();
-        let answer = within(client.list(in_namespace(ListImagesRequest::default()))).await?;
+        let answer = within(
+            DEADLINE,
+            client.list(in_namespace(ListImagesRequest::default())),
+        )
+        .await?;
         Ok(answer.images.into_iter().map(Name::from).collect())
     }
 
@@ -163,7 +166,7 @@ impl Containerd {
                 paths: paths.to_vec(),
             }),
         };
-        within(client.update(in_namespace(request))).await?;
+        within(DEADLINE, client.update(in_namespace(request))).await?;
         Ok(())
     }
 
@@ -217,19 +220,6 @@ fn in_namespace<T>(message: T) -> Request<T> {
         .metadata_mut()
         .insert("containerd-namespace", namespace);
     request
-}
-
-async fn within<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CriError> {
-    match tokio::time::timeout(DEADLINE, call).await {
-        Ok(answer) => Ok(answer
-            .map_err(|status| CriError::from(&status))?
-            .into_inner()),
-        Err(_) => Err(CriError {
-            reason: Reason::RuntimeUnavailable,
-            refused: false,
-            message: format!("no answer within {} s", DEADLINE.as_secs()),
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use kube::{Client, Config};
 use tokio::process::Command;
 use tokio::time::sleep;
 
+use crate::cli::tool;
+
 /// Who may do everything.
 const TOKEN: &str = "benchmark";
 /// Files of the API server.
@@ -28,14 +30,14 @@ impl ApiServer {
     /// Starts both, with their files in `folder`.
     pub(super) async fn start(tools: &Path, folder: &Path) -> anyhow::Result<Self> {
         let (clients, port) = (format!("http://127.0.0.1:{}", free_port()?), free_port()?);
-        let etcd = etcd(&tool(tools, "etcd")?, folder, &clients)?;
+        let etcd = etcd(&program(tools, "etcd")?, folder, &clients)?;
         let etcd = Program::start(etcd, &folder.join("etcd.log"))?;
         make_key(&folder.join(KEY)).await?;
         std::fs::write(
             folder.join(USERS),
             format!("{TOKEN},admin,1,system:masters\n"),
         )?;
-        let server = server(&tool(tools, "kube-apiserver")?, folder, &clients, port);
+        let server = server(&program(tools, "kube-apiserver")?, folder, &clients, port);
         let log = folder.join("kube-apiserver.log");
         let mut server = Program::start(server, &log)?;
         let kubeconfig = folder.join("kubeconfig");
@@ -133,19 +135,9 @@ fn config(port: u16) -> String {
     )
 }
 
-/// `integration-tests/run` keeps each tool in a folder with its version.
-fn tool(tools: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folders = std::fs::read_dir(tools)?.flatten();
-    let programs = folders
-        .filter(|folder| {
-            folder
-                .file_name()
-                .to_string_lossy()
-                .starts_with(&format!("{name}-v"))
-        })
-        .map(|folder| folder.path().join(name));
-    let newest = programs.filter(|path| path.exists()).max();
-    newest.with_context(|| {
+fn program(tools: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let found = tool(tools, name, name);
+    found.with_context(|| {
         format!("{name} is not among the tools: run `integration-tests/run --tools`")
     })
 }

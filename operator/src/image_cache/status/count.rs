@@ -56,6 +56,7 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
             continue;
         }
         tally.nodes.desired += 1;
+        let mut walk = plan.node.walk();
         for pair in &plan.pairs {
             let entry = &mut tally.entries[pair.image];
             match pair.progress {
@@ -68,7 +69,7 @@ pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally
                 | Progress::Waiting(_)
                 | Progress::Pulling(_) => {}
             }
-            let report = plan.node.reported(&entry.reference);
+            let (_, report) = walk.find(&entry.reference);
             if let Some(digest) = report.and_then(|report| report.digest.as_deref()) {
                 held[pair.image].add(digest, &plan.node.name);
             }
