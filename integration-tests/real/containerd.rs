@@ -15,7 +15,7 @@ use crate::images::{ARCHITECTURE, Image};
 use crate::upstream::{Upstream, seed};
 
 /// Nothing listens there: a pull that falls back fails.
-const NOWHERE: &str = "http://127.0.0.1:9";
+pub(crate) const NOWHERE: &str = "http://127.0.0.1:9";
 
 /// What 2.4 reads of one range before it drops it, in bytes.
 const PARALLEL_BUFFER: u32 = 8 << 20;
@@ -33,6 +33,7 @@ pub(crate) enum Kind {
 
 /// A containerd with root, state and sockets of its own.
 pub(crate) struct Containerd {
+    program: PathBuf,
     socket: PathBuf,
     _daemon: Process,
     _folder: TempDir,
@@ -58,6 +59,7 @@ impl Containerd {
         ));
         let daemon = Process::spawn("containerd", command, &folder.path().join("log"));
         let containerd = Self {
+            program: kind.program(),
             socket,
             _daemon: daemon,
             _folder: folder,
@@ -67,6 +69,13 @@ impl Containerd {
         })
         .await;
         containerd
+    }
+
+    /// Runs `ctr`, which comes with it.
+    pub(crate) async fn ctr(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = harness::command(self.program.with_file_name("ctr"));
+        command.arg("--address").arg(&self.socket).args(arguments);
+        harness::run(command).await.result()
     }
 
     async fn crictl(&self, arguments: &[&str]) -> Result<String, String> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use coral_integration_tests::program::{Usage, usage_of};
 use coral_schema::oci::Digest;
 use coral_schema::oci::digest::{Algorithm, Hasher};
 use rustix::process::Signal;
@@ -243,6 +244,11 @@ impl Coral {
     /// Its log since the first start.
     pub(crate) fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// What it has used since it was started last.
+    pub(crate) fn usage(&self) -> Usage {
+        usage_of(self.process.id().cast_signed()).unwrap()
     }
 
     /// The sum of all samples of a metric, over all labels.

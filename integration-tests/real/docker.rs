@@ -64,7 +64,8 @@ impl Docker {
         }
     }
 
-    async fn docker(&self, arguments: &[&str]) -> Result<String, String> {
+    /// Runs the client against it.
+    pub(crate) async fn docker(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = harness::command("docker");
         command
             .arg("-H")

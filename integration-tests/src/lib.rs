@@ -8,6 +8,7 @@ pub mod client;
 pub mod cri;
 pub mod images;
 pub mod kube;
+pub mod mixed;
 pub mod node;
 pub mod program;
 pub mod pull;

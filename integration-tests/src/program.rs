@@ -86,11 +86,10 @@ impl Program {
     pub fn usage(&self) -> anyhow::Result<Usage> {
         let mut sum = Usage::default();
         for pid in self.family() {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-            sum.cpu += cpu(&stat).with_context(|| format!("/proc/{pid}/stat"))?;
-            sum.rss += kibibytes(&status, "VmRSS:").unwrap_or(0);
-            sum.peak_rss += kibibytes(&status, "VmHWM:").unwrap_or(0);
+            let Usage { cpu, rss, peak_rss } = usage_of(pid)?;
+            sum.cpu += cpu;
+            sum.rss += rss;
+            sum.peak_rss += peak_rss;
         }
         Ok(sum)
     }
@@ -112,6 +111,17 @@ impl Program {
             .filter_map(|pid| pid.parse().ok());
         std::iter::once(id).chain(children).collect()
     }
+}
+
+/// What one process has used, without its children.
+pub fn usage_of(pid: i32) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(Usage {
+        cpu: cpu(&stat).with_context(|| format!("/proc/{pid}/stat"))?,
+        rss: kibibytes(&status, "VmRSS:").unwrap_or(0),
+        peak_rss: kibibytes(&status, "VmHWM:").unwrap_or(0),
+    })
 }
 
 /// User and system time of proc(5)'s `stat`: fields 14 and 15, counted behind the name, which may hold spaces.

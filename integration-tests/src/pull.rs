@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
-use coral_schema::oci::Digest;
+use coral_schema::oci::{Digest, media_type};
 use http::HeaderMap;
 use serde_json::Value;
 
@@ -46,7 +46,8 @@ async fn manifest(
     reference: &str,
 ) -> anyhow::Result<Value> {
     let path = format!("/v2/{repository}/manifests/{reference}");
-    let mut reply = connection.get(&path, &[]).await?;
+    let accept = [("accept", media_type::ACCEPT_MANIFESTS)];
+    let mut reply = connection.get(&path, &accept).await?;
     anyhow::ensure!(reply.status == 200, "{reference}: {}", reply.status);
     let bytes = connection.read_all(&mut reply).await?;
     let said = reply.header("docker-content-digest");
