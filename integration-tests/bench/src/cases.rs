@@ -5,6 +5,7 @@ mod down;
 mod faults;
 mod hit;
 mod miss;
+mod push;
 
 use std::path::Path;
 use std::time::Duration;
@@ -77,6 +78,8 @@ impl Bench {
             Case::Down => self.down(table).await,
             Case::RangeMiss => self.range_miss(table).await,
             Case::HeadMiss => self.head_miss(table).await,
+            Case::Push => self.push(table).await,
+            Case::Mixed => self.mixed(table).await,
             Case::OperatorScale => match &self.scale {
                 Some(scale) => scale.run(table).await,
                 None => {
@@ -138,7 +141,7 @@ impl Scene {
         match who {
             Who::Direct => Ok(Contestant::direct(&self.upstream)),
             Who::Ours => Contestant::ours(path, &self.upstream, more).await,
-            Who::Peer => Contestant::distribution(path, &self.upstream).await,
+            Who::Peer => Contestant::distribution(path, Some(&self.upstream)).await,
             Who::Limit => Contestant::nginx(path, REPOSITORY, TAG, &self.image).await,
         }
     }

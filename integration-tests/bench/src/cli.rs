@@ -87,6 +87,10 @@ pub(crate) enum Case {
     HeadMiss,
     /// Resident memory of the cold cases, alone.
     Rss,
+    /// Blobs that ten clients push at once.
+    Push,
+    /// Images of mixed sizes that 64 clients push and pull, every byte checked.
+    Mixed,
     /// What the operator writes and takes for thousands of nodes; not part of `all`.
     OperatorScale,
     /// Everything.
@@ -112,6 +116,8 @@ impl Case {
                 Self::Down,
                 Self::RangeMiss,
                 Self::HeadMiss,
+                Self::Push,
+                Self::Mixed,
             ],
             one => vec![one],
         }
@@ -130,6 +136,8 @@ pub(crate) struct Sizes {
     pub(crate) seconds: u64,
     /// What an upstream connection carries in `break`, bytes.
     pub(crate) connection: u64,
+    /// The blobs that are pushed, bytes, and how many of each a client pushes.
+    pub(crate) pushed: [(u64, u64); 3],
     /// How long a client waits for an answer when the upstream is down, seconds.
     pub(crate) patience: u64,
 }
@@ -158,6 +166,11 @@ impl Cli {
             runs: self.runs.unwrap_or(runs),
             seconds: self.seconds.unwrap_or(either(5, 1)),
             connection: either(64, 8) << 20,
+            pushed: [
+                (1 << 20, either(30, 2)),
+                (10 << 20, either(5, 1)),
+                (either(100, 20) << 20, 1),
+            ],
             patience: either(35, 5),
         }
     }

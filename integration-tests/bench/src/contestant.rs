@@ -47,24 +47,38 @@ impl Contestant {
         upstream: &Upstream,
         more: &str,
     ) -> anyhow::Result<Self> {
-        let configuration = registry::configuration(upstream, more);
-        let registry = Registry::start(binary, &configuration).await?;
+        Self::configured(binary, &registry::configuration(upstream, more)).await
+    }
+
+    /// Ours, open to pushes.
+    pub(crate) async fn hosting(binary: &Path, prefix: &str) -> anyhow::Result<Self> {
+        let configuration = format!("hosted: [{{ prefix: {prefix} }}]\nanonymousPush: true\n");
+        Self::configured(binary, &configuration).await
+    }
+
+    async fn configured(binary: &Path, configuration: &str) -> anyhow::Result<Self> {
+        let registry = Registry::start(binary, configuration).await?;
         Ok(Self {
             address: registry.address(),
             process: Process::Ours(Box::new(registry)),
         })
     }
 
-    /// distribution in proxy mode, with its cache of descriptors.
-    pub(crate) async fn distribution(binary: &Path, upstream: &Upstream) -> anyhow::Result<Self> {
+    /// distribution with its cache of descriptors: as a proxy, or open to pushes.
+    pub(crate) async fn distribution(
+        binary: &Path,
+        proxied: Option<&Upstream>,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("coral-bench-").tempdir()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let configuration = format!(
             "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
              storage:\n  filesystem: {{ rootdirectory: {0}/store }}\n  cache: {{ blobdescriptor: inmemory }}\n\
-             http: {{ addr: \"{address}\" }}\nproxy: {{ remoteurl: \"{1}\" }}\n",
+             http: {{ addr: \"{address}\" }}\n{1}",
             folder.path().display(),
-            upstream.url(),
+            proxied.map_or_else(String::new, |upstream| {
+                format!("proxy: {{ remoteurl: \"{}\" }}\n", upstream.url())
+            }),
         );
         let file = folder.path().join("config.yml");
         std::fs::write(&file, configuration)?;
