@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,7 @@ pub(super) async fn fill(
             return Ok((upload, Err(error)));
         }
         let permit = shared.steps.acquire().await;
-        let (chunks, ended) = gather(first, &mut body);
+        let (chunks, ended) = gather(first, &mut body).await;
         let length: u64 = chunks.iter().map(|bytes| bytes.len() as u64).sum();
         let after = upload.offset() + length;
         if let Some(said) = said.filter(|said| after - start > *said) {
@@ -97,19 +97,22 @@ pub(super) async fn arriving(body: &mut Body) -> Result<Option<Bytes>, HostedErr
     }
 }
 
-/// What is there already goes with it, up to a step; and how the body ended, if it did.
-fn gather(first: Bytes, body: &mut Body) -> (Vec<Bytes>, Option<Result<(), HostedError>>) {
+/// What comes right after goes with it, up to a step; and how the body ended, if it did.
+///
+/// The connection hands over one read of its socket at a time: without the little wait each would be a step of its own,
+/// with its way to the threads that write.
+async fn gather(first: Bytes, body: &mut Body) -> (Vec<Bytes>, Option<Result<(), HostedError>>) {
     let mut length = first.len();
     let mut chunks = vec![first];
-    while length < STEP {
-        match body.next().now_or_never() {
-            Some(Some(Ok(bytes))) => {
+    while length < STEP && chunks.len() < PIECES {
+        match timeout(TOGETHER, body.next()).await {
+            Ok(Some(Ok(bytes))) => {
                 length += bytes.len();
                 chunks.push(bytes);
             }
-            Some(Some(Err(error))) => return (chunks, Some(Err(broken(error)))),
-            Some(None) => return (chunks, Some(Ok(()))),
-            None => break,
+            Ok(Some(Err(error))) => return (chunks, Some(Err(broken(error)))),
+            Ok(None) => return (chunks, Some(Ok(()))),
+            Err(_) => break,
         }
     }
     (chunks, None)
@@ -121,6 +124,12 @@ fn broken(reason: impl Display) -> HostedError {
 
 /// Bytes that are written and hashed in one step, about.
 const STEP: usize = 1 << 20;
+
+/// Pieces in one step: as many as one call writes (`IOV_MAX`), and few enough that their bookkeeping is no matter.
+const PIECES: usize = 1024;
+
+/// A piece that comes so soon goes with the one before. Shorter than any round trip that a client waits for.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 /// Bounds what is hashed again after a restart, bytes.
 const SAVE_EVERY: u64 = 64 << 20;
