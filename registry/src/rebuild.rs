@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::index::{Index, IndexError, Restored, VisibilityRow};
 use crate::name::RepoKey;
+use crate::store::key::{Entry, RecordKey};
 use crate::store::{BlobStore, RecordStore, StoreError};
 
 pub mod records;
@@ -198,12 +199,16 @@ impl Inner {
     }
 
     async fn restore_records(&self, repo: Option<&RepoKey>) -> Result<(), RebuildError> {
+        let mut hosted = HashMap::new();
         let mut found = self.records.list(repo).try_ready_chunks(CHUNK);
         while let Some(chunk) = found.next().await {
             let chunk = chunk.map_err(|error| error.1)?;
             let mut restored = Vec::with_capacity(chunk.len());
             let mut unreadable = 0;
             for (key, record) in chunk {
+                if key.repo.is_hosted() && !self.was_hosted(&key.repo, &mut hosted).await? {
+                    continue;
+                }
                 match records::restored(&key, &record) {
                     Ok(row) => restored.extend(row),
                     Err(error) => {
@@ -222,6 +227,23 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Was it pushed to, as its key says? Earlier releases wrote an upstream named `mirror` without a port, so that what was
+    /// fetched from it lies where a hosted repository would. `known` remembers repositories.
+    async fn was_hosted(
+        &self,
+        repo: &RepoKey,
+        known: &mut HashMap<RepoKey, bool>,
+    ) -> Result<bool, StoreError> {
+        if let Some(hosted) = known.get(repo) {
+            return Ok(*hosted);
+        }
+        let key = RecordKey::new(repo.clone(), Entry::Repo);
+        let record = self.records.get(&key).await?;
+        let hosted = record.is_some_and(|record| records::may_be_hosted(&record));
+        known.insert(repo.clone(), hosted);
+        Ok(hosted)
     }
 
     /// Which of these blobs certainly came from a public repository? `known` remembers repositories.

@@ -6,7 +6,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Steps to the current tables. Append only; a released step never changes.
-pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4];
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5];
 
 /// A file from a newer program has seen more steps than there are.
 pub(super) fn is_newer(version: usize) -> bool {
@@ -168,6 +168,19 @@ ALTER TABLE manifests ADD COLUMN hosted INTEGER NOT NULL AS (
     AND repo NOT GLOB 'localhost/*') VIRTUAL;
 ";
 
+/// Files older than that step call a repository of an upstream named `mirror` `mirror/app`, now `mirror:443/app`: it counts
+/// as hosted, is never found again, and would never be evicted. A file cannot tell it from what was pushed, the records
+/// can: all of them go, and a rebuild brings back what is hosted.
+const STEP_5: &str = "
+UPDATE meta SET value = '0' WHERE key = 'complete' AND (
+    EXISTS (SELECT 1 FROM manifests WHERE hosted) OR EXISTS (SELECT 1 FROM members WHERE hosted));
+DELETE FROM tags WHERE repo IN (SELECT repo FROM manifests WHERE hosted);
+DELETE FROM visibility WHERE repo IN (
+    SELECT repo FROM manifests WHERE hosted UNION SELECT repo FROM members WHERE hosted);
+DELETE FROM manifests WHERE hosted;
+DELETE FROM members WHERE hosted;
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,9 +199,63 @@ mod tests {
                 "ccf70813650ca28d",
                 "afafb40645e671a0",
                 "6ee10a0b5c2423b2",
-                "5e45da8bcbfd46c9"
+                "5e45da8bcbfd46c9",
+                "7d01b60c4baf2dcc"
             ]
         );
+    }
+
+    /// Rows of these repositories, in a file that has seen `steps` steps and knows all that the store holds.
+    fn file(steps: usize, repos: &[&str]) -> Connection {
+        let db = Connection::open_in_memory().unwrap();
+        for step in &MIGRATIONS[..steps] {
+            db.execute_batch(step).unwrap();
+        }
+        db.pragma_update(None, "user_version", i64::try_from(steps).unwrap())
+            .unwrap();
+        db.execute("INSERT INTO meta VALUES ('complete', '1')", ())
+            .unwrap();
+        for repo in repos {
+            db.execute_batch(&format!(
+                "INSERT INTO manifests (repo, digest, media_type, size, annotations, stored)
+                    VALUES ('{repo}', x'01', 'a/b', 1, '{{}}', 1);
+                INSERT INTO children VALUES ('{repo}', x'01', 0, x'02', 'layer', 1, 'a/b', NULL);
+                INSERT INTO tags VALUES ('{repo}', 'v1', x'01', NULL, NULL, 1, 1, NULL, '');
+                INSERT INTO members (repo, digest) VALUES ('{repo}', x'02');
+                INSERT INTO visibility VALUES ('{repo}', 1, 1, NULL);"
+            ))
+            .unwrap();
+        }
+        db
+    }
+
+    fn is_complete(db: &Connection) -> bool {
+        let query = "SELECT value = '1' FROM meta WHERE key = 'complete'";
+        db.query_row(query, (), |row| row.get(0)).unwrap()
+    }
+
+    #[rstest::rstest]
+    #[case(2)]
+    #[case(3)]
+    #[case(4)]
+    fn what_only_looks_hosted_goes(#[case] steps: usize) {
+        let mut db = file(steps, &["mirror/app", "ghcr.io/app", "localhost/app"]);
+        migrate(&mut db).unwrap();
+        for table in ["manifests", "children", "tags", "members", "visibility"] {
+            let query = format!("SELECT repo FROM {table} ORDER BY repo");
+            let mut left = db.prepare(&query).unwrap();
+            let left = left.query_map((), |row| row.get(0)).unwrap();
+            let left: Vec<String> = left.collect::<Result<_, _>>().unwrap();
+            assert_eq!(left, ["ghcr.io/app", "localhost/app"], "{table}");
+        }
+        assert!(!is_complete(&db), "what was pushed has to be brought back");
+    }
+
+    #[test]
+    fn a_file_in_which_nothing_looks_hosted_stays_complete() {
+        let mut db = file(3, &["ghcr.io/app"]);
+        migrate(&mut db).unwrap();
+        assert!(is_complete(&db));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::index::{ChildRow, ManifestRow, Restored, TagRow, VisibilityRow};
 use crate::store::key::{Entry, RecordKey};
 use crate::store::record::{
-    ChildRecord, ManifestRecord, RecordError, RepoRecord, TagRecord, Visibility, decode,
+    ChildRecord, ManifestRecord, RecordError, RepoKind, RepoRecord, TagRecord, Visibility, decode,
 };
 
 /// The row that a record stands for, if it stands for one.
@@ -28,6 +28,12 @@ pub(super) fn restored(key: &RecordKey, record: &[u8]) -> Result<Option<Restored
         Entry::Tag(tag) => Some(Restored::Tag(repo, tag.clone(), tag_row(decode(record)?))),
         Entry::Blob(digest) => Some(Restored::Member(repo, *digest)),
     })
+}
+
+/// Does the record of a repository say that it is hosted? One that cannot be read does not say that it is not.
+pub(super) fn may_be_hosted(record: &[u8]) -> bool {
+    let record: Result<RepoRecord, _> = decode(record);
+    record.map_or(true, |record| record.kind == RepoKind::Hosted)
 }
 
 /// The record of a manifest; `origin` is the endpoint that it came from.

@@ -295,3 +295,45 @@ async fn h31_losing_the_file_while_running_loses_nothing() {
         assert!(index.blob(&layer).await.unwrap().is_some());
     }
 }
+
+/// A key alone does not make a repository hosted: early releases wrote that of an upstream without a dot the same way.
+#[tokio::test]
+async fn only_what_was_pushed_comes_back_as_hosted() {
+    let bench = Bench::new();
+    let hosted = RepoRecord {
+        kind: RepoKind::Hosted,
+        visibility: None,
+        missing_since: None,
+    };
+    bench.put_record("team/app", Entry::Repo, &hosted).await;
+    bench.put_visibility("mirror/app", true).await;
+    let member = bench.put_blob("member").await;
+    for repo in ["team/app", "mirror/app", "nameless/app"] {
+        bench.put_image(repo, "v1", &[]).await;
+        bench.put_raw(repo, Entry::Blob(member), Bytes::new()).await;
+    }
+    bench
+        .put_raw("odd/app", Entry::Repo, Bytes::from_static(b"{"))
+        .await;
+    bench
+        .put_raw("odd/app", Entry::Blob(member), Bytes::new())
+        .await;
+    let assert_hosted = async |index: &Index, name: &str, expected: bool| {
+        let is_member = index.is_member(&repo(name), &member).await.unwrap();
+        assert_eq!(is_member, expected, "{name}");
+        let has_it = index.has_repository(&repo(name)).await.unwrap();
+        assert_eq!(has_it, expected, "{name}");
+    };
+    let (index, rebuild) = bench.open();
+    for ahead in ["team/app", "mirror/app"] {
+        rebuild.repository(&repo(ahead)).await.unwrap();
+        assert_hosted(&index, ahead, ahead == "team/app").await;
+    }
+    rebuild.whole().await.unwrap();
+    assert_hosted(&index, "team/app", true).await;
+    assert_hosted(&index, "mirror/app", false).await;
+    assert_hosted(&index, "nameless/app", false).await;
+    assert_hosted(&index, "odd/app", true).await;
+    assert!(tag(&index, "team/app", "v1").await.is_some());
+    assert!(tag(&index, "mirror/app", "v1").await.is_none());
+}
