@@ -31,7 +31,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         &[
             "registry/src/upstream",
             "registry/src/admin/auth",
-            "registry/src/cli/prefetch.rs",
+            "registry/src/cli/api.rs",
             "operator/src/registry.rs",
             "warmer/src/registry.rs",
         ],
@@ -93,14 +93,17 @@ const REGISTRY: Modules = &[
     ("config", ANY),
     ("server", &[]),
     ("http", &["access", "hosted", "pull", "store::UploadId"]),
-    ("admin", &["pull", "transfer", "evict", "index", "upstream"]),
+    (
+        "admin",
+        &["hosted", "pull", "transfer", "evict", "index", "upstream"],
+    ),
     (
         "pull",
         &[
             "access", "transfer", "index", "rebuild", "store", "upstream",
         ],
     ),
-    ("hosted", &["access", "index", "rebuild", "store"]),
+    ("hosted", &["access", "evict", "index", "rebuild", "store"]),
     ("access", &["index", "upstream"]),
     ("transfer", &["index", "store", "upstream"]),
     ("evict", &["index", "store"]),

@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "push/content.rs"]
 mod content;
+#[path = "push/gc.rs"]
+mod gc;
 #[path = "push/lasting.rs"]
 mod lasting;
 #[path = "push/manifests.rs"]

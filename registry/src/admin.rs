@@ -18,6 +18,7 @@ use coral_schema::oci::ImageReference;
 use http::StatusCode;
 
 use self::mirror_config::Mirrors;
+use crate::hosted::Hosted;
 use crate::index::Index;
 use crate::name::RepoKey;
 use crate::pull::prefetch::Prefetcher;
@@ -26,6 +27,7 @@ use crate::upstream::lent::Lent;
 
 pub mod auth;
 mod credentials;
+mod gc;
 pub mod guard;
 mod images;
 pub mod mirror_config;
@@ -64,6 +66,8 @@ pub struct Admin {
     pub index: Index,
     /// Where lent logins go, if this listener is fit for them: they are taken over TLS only, from listed callers.
     pub lent: Option<Lent>,
+    /// Collects what nobody needs.
+    pub hosted: Hosted,
     /// Takes jobs.
     pub prefetcher: Prefetcher,
     /// When the process started.
@@ -90,6 +94,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/api/v1/pins", get(pins::list))
         .route("/api/v1/pins/{*source}", pins)
         .route("/api/v1/credentials/{*source}", credentials)
+        .route("/api/v1/gc", post(gc::gc))
         .route("/api/v1/registries", get(registries))
         .route("/api/v1/mirror-config", get(mirror_config::mirror_config))
         .layer(DefaultBodyLimit::max(MAX_BODY))

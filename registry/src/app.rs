@@ -16,12 +16,12 @@ use prometheus_client::registry::Registry;
 
 use self::lock::DataLock;
 use self::parts::Opened;
-use self::reload::{Listeners, Upstreams, pull_config, transfer_config};
+use self::reload::{Listeners, Upstreams, hosted_settings, pull_config, transfer_config};
 use crate::access::Access;
 use crate::admin::{self, auth, guard, page};
 use crate::config::watch::{self, ConfigWatch, ReloadState};
 use crate::config::{Config, Overrides};
-use crate::hosted::{self, Hosted};
+use crate::hosted::{self, Hosted, HostedMetrics};
 use crate::http;
 use crate::index::Index;
 use crate::metrics;
@@ -84,7 +84,7 @@ impl App {
         let rebuild = rebuilder(&opened, &access);
         rebuild.start(&tasks);
         let (transfers, puller) = pulling(&config, &opened, &rebuild, metrics, &tasks);
-        let hosted = hosting(&config, &opened, &rebuild, &tasks);
+        let hosted = hosting(&config, &opened, (&rebuild, &access), metrics, &tasks);
         let oci = http::router(Arc::clone(&access), puller.clone(), hosted.clone(), metrics);
         let state = if origin.file.is_some() {
             ReloadState::Current
@@ -110,6 +110,7 @@ impl App {
             transfers,
             puller,
             lent: listeners.upstreams.lent(),
+            hosted: listeners.hosted.clone(),
         };
         follow_configuration(&watched, origin, listeners, &tasks);
         let mut api = admin::router(panel::panel(view, &opened, &tasks));
@@ -247,18 +248,27 @@ fn pulling(
     (transfers, puller)
 }
 
-/// Takes pushes, and forgets the uploads that nobody goes on with.
-fn hosting(config: &Config, opened: &Opened, rebuild: &Rebuild, tasks: &Tasks) -> Hosted {
+/// Takes pushes, forgets the uploads that nobody goes on with, and collects what nobody needs.
+fn hosting(
+    config: &Config,
+    opened: &Opened,
+    (rebuild, access): (&Rebuild, &Arc<Access>),
+    metrics: &mut Registry,
+    tasks: &Tasks,
+) -> Hosted {
     let parts = hosted::Parts {
         index: opened.index.clone(),
         blobs: Arc::clone(&opened.blobs),
         uploads: Arc::clone(&opened.uploads),
         records: Arc::clone(&opened.records),
         rebuild: rebuild.clone(),
-        room: opened.evictor.room().clone(),
+        access: Arc::clone(access),
+        evictor: opened.evictor.clone(),
+        metrics: HostedMetrics::register(metrics),
         tasks: tasks.clone(),
     };
-    let hosted = Hosted::new(parts, config.manifest_max_bytes);
+    let hosted = Hosted::new(parts, hosted_settings(config));
+    hosted.start_collecting(tasks);
     let (sweeping, stopping) = (hosted.clone(), tasks.stopping());
     tasks.spawn("sweep uploads", async move {
         stopping

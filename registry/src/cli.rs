@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use coral_schema::process::entry::LogFlags;
 
+pub mod api;
+mod gc;
 pub mod prefetch;
 mod progress;
 mod run;
@@ -73,6 +75,8 @@ pub enum Command {
     },
     /// Have a running registry fetch images ahead of their first pull
     Prefetch(prefetch::Prefetch),
+    /// Have a running registry remove what its hosted repositories do not need any more
+    Gc(gc::Gc),
     /// Make the index anew from the store
     Rebuild,
 }
@@ -116,7 +120,19 @@ mod tests {
         };
         assert_eq!(prefetch.images, ["nginx", "alpine:3"]);
         assert_eq!(prefetch.platforms.len(), 2);
-        assert_eq!(prefetch.admin.as_str(), "http://127.0.0.1:9090/");
+        assert_eq!(prefetch.server.admin.as_str(), "http://127.0.0.1:9090/");
+    }
+
+    #[test]
+    fn gc_tries_out() {
+        let dry_run = |line: &str| match parse(line).unwrap().command.unwrap() {
+            Command::Gc(gc) => gc.dry_run,
+            _ => panic!("another command"),
+        };
+        assert!(dry_run(
+            "coral-registry gc --dry-run --admin http://10.0.0.5:9090"
+        ));
+        assert!(!dry_run("coral-registry gc"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use coral_schema::mirror_config::HostPort;
 use coral_schema::quantity::Ratio;
 
 use crate::access::HostedConfig;
+use crate::hosted::GcConfig;
 use crate::name::UpstreamName;
 use crate::upstream::UpstreamConfig;
 
@@ -74,6 +75,8 @@ pub struct Config {
     pub default_upstream: Option<UpstreamName>,
     /// Repositories that take pushes; their prefixes are distinct.
     pub hosted: Vec<HostedConfig>,
+    /// When what they do not need goes.
+    pub gc: GcConfig,
     /// May whoever reaches us push to them?
     pub anonymous_push: bool,
     /// Longest manifest, bytes.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use coral_schema::oci::Digest;
 use coral_schema::process::tasks::Tasks;
 use futures::StreamExt as _;
 use futures::stream;
@@ -102,6 +103,24 @@ impl Evictor {
             self.0.index.flush().await?;
         }
         Ok(freed)
+    }
+
+    /// Deletes bytes that no repository has or names any more, at once. How many there were; those that cannot be deleted
+    /// now are evicted in their turn.
+    pub async fn remove_unnamed(&self, digest: &Digest) -> u64 {
+        let Inner { index, store, .. } = &*self.0;
+        let remove = async {
+            let Some(claim) = index.claim_unnamed(digest).await? else {
+                return Ok(0);
+            };
+            let size = claim.size();
+            reconcile::delete(claim, store.as_ref()).await?;
+            Ok::<_, Error>(size)
+        };
+        remove.await.unwrap_or_else(|error| {
+            tracing::warn!(%digest, %error, "what nobody needs cannot be deleted now; it is evicted later");
+            0
+        })
     }
 
     async fn run(&self, stopping: CancellationToken) {

@@ -3,7 +3,7 @@
 //! What is acknowledged is on disk, and so is its record, before the answer; the index row is committed. The order is
 //! blob, manifest record, tag record, so that a crash never leaves a name without its content; deletions go the other
 //! way. A push always publishes its own synced bytes, even where a proxied copy lies. Bytes that no repository names
-//! any more are left to eviction.
+//! any more are left to eviction, unless [`gc`] took them from there.
 //!
 //! Every change runs in a task of its own that a leaving client does not stop: it ends, one way or the other, and gives
 //! its session back ([`upload`]). Changes to the manifests and tags of one repository take turns ([`manifest`]).
@@ -11,9 +11,9 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use coral_schema::oci::manifest::ManifestError;
 use coral_schema::oci::{Digest, Tag};
@@ -23,10 +23,15 @@ use moka::sync::Cache;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub use self::fill::skip;
+use self::gc::Active;
+pub use self::gc::GcConfig;
 pub use self::manifest::{Accepted, Pushed};
+pub use self::metrics::HostedMetrics;
 use self::sessions::Sessions;
 pub use self::tag::Condition;
 pub use self::upload::Chunk;
+use crate::access::Access;
+use crate::evict::Evictor;
 use crate::index::{Index, IndexError};
 use crate::name::RepoKey;
 use crate::rebuild::{Rebuild, RebuildError};
@@ -35,8 +40,10 @@ use crate::store::record::{self, RepoKind, RepoRecord};
 use crate::store::{BlobStore, DigestMismatch, RecordStore, Room, StoreError, UploadStore};
 
 mod fill;
+mod gc;
 mod manifest;
 mod member;
+mod metrics;
 mod sessions;
 mod tag;
 mod upload;
@@ -57,10 +64,23 @@ pub struct Parts {
     pub records: Arc<dyn RecordStore>,
     /// Brings a lost index back.
     pub rebuild: Rebuild,
-    /// Where to ask for room.
-    pub room: Room,
+    /// What is hosted.
+    pub access: Arc<Access>,
+    /// Makes room.
+    pub evictor: Evictor,
+    /// Counters.
+    pub metrics: HostedMetrics,
     /// Owner of the work that was begun.
     pub tasks: Tasks,
+}
+
+/// Limits and times (configuration `manifest` and `gc`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest manifest, bytes.
+    pub manifest_max_bytes: u64,
+    /// When what is not needed goes.
+    pub gc: GcConfig,
 }
 
 /// Takes pushes. Clones share everything.
@@ -76,7 +96,11 @@ struct Shared {
     /// One of these is held while manifests or tags of a repository change.
     turns: Vec<Mutex<()>>,
     hasher: RandomState,
-    manifest_max_bytes: AtomicU64,
+    settings: ArcSwap<Settings>,
+    /// Who pushes where.
+    active: Active,
+    /// Held by the pass that runs.
+    collecting: Mutex<()>,
     /// MiB of manifests in flight.
     manifest_room: Semaphore,
     /// Steps that write to uploads at once.
@@ -164,23 +188,24 @@ impl From<io::Error> for HostedError {
 
 impl Hosted {
     /// Over its parts.
-    pub fn new(parts: Parts, manifest_max_bytes: u64) -> Self {
+    pub fn new(parts: Parts, settings: Settings) -> Self {
         Self(Arc::new(Shared {
             parts,
             sessions: Sessions::default(),
             repos: Cache::new(REPOS),
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            manifest_max_bytes: AtomicU64::new(manifest_max_bytes),
+            settings: ArcSwap::from_pointee(settings),
+            active: Active::default(),
+            collecting: Mutex::default(),
             manifest_room: Semaphore::new(MANIFEST_ROOM_MIB),
             steps: Semaphore::new(STEPS),
         }))
     }
 
     /// Takes over a changed configuration.
-    pub fn reconfigure(&self, manifest_max_bytes: u64) {
-        let limit = &self.0.manifest_max_bytes;
-        limit.store(manifest_max_bytes, Ordering::Relaxed);
+    pub fn reconfigure(&self, settings: Settings) {
+        self.0.settings.store(Arc::new(settings));
     }
 
     /// Runs `work` to its end, whether the client waits for that or not.
@@ -241,16 +266,20 @@ impl Shared {
         Err(HostedError::Unavailable(reason.to_owned()))
     }
 
+    fn room(&self) -> &Room {
+        self.parts.evictor.room()
+    }
+
     /// Is there room for more? Tries to make some first.
-    async fn room(&self) -> Result<(), HostedError> {
+    async fn need_room(&self) -> Result<(), HostedError> {
         let blobs = &self.parts.blobs;
         if !blobs.may_fill() {
-            self.parts.room.ask().await;
+            self.room().ask().await;
         }
         if blobs.may_fill() {
             return Ok(());
         }
-        self.parts.room.failed(&StoreError::Full);
+        self.room().failed(&StoreError::Full);
         Err(StoreError::Full.into())
     }
 }

@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use self::frozen::Frozen;
+use self::garbage::Marks;
 use self::holds::Holds;
 use self::memory::Memories;
 use self::touches::{Clock, Touches};
@@ -31,6 +32,7 @@ use self::worker::Worker;
 use crate::name::RepoKey;
 
 pub use self::eviction::{Claim, EvictionCandidate};
+pub use self::garbage::{Page, Role, Taken, Unneeded};
 pub use self::holds::Publishing;
 pub use self::images::{Image, ImageFilter};
 pub use self::pins::{MAX_PIN_SOURCES, MAX_PINS, PinSource, PinnedImage, Pins};
@@ -41,6 +43,7 @@ mod columns;
 mod eviction;
 mod file;
 mod frozen;
+mod garbage;
 mod holds;
 mod hosted;
 mod images;
@@ -67,6 +70,7 @@ struct Inner {
     touches: Touches,
     holds: Arc<Holds>,
     frozen: Arc<Frozen>,
+    marks: Marks,
     clock: Clock,
     /// Do bytes that the index finds in the store, but has no row of, need a check before they are trusted? So after a
     /// power loss, and when the file that could tell was lost.
@@ -158,6 +162,8 @@ impl Index {
         let holds = Arc::new(Holds::default());
         let frozen = Arc::new(Frozen::default());
         frozen.read(&file.db).map_err(file::database)?;
+        let marks = Marks::default();
+        marks.read(&file.db).map_err(file::database)?;
         let distrust = match &found.state {
             OpenState::Fresh | OpenState::Replaced(_) => true,
             OpenState::Existing { clean, same_boot } => !clean && !same_boot,
@@ -169,6 +175,7 @@ impl Index {
             touches: Touches::default(),
             holds,
             frozen,
+            marks,
             clock,
             distrust: AtomicBool::new(distrust),
         }));

@@ -8,6 +8,7 @@ use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use coral_registry::cli::api::{AdminFlags, ApiError};
 use coral_registry::cli::prefetch::{Prefetch, PrefetchError, run};
 use coral_schema::admin::{
     AdminError, PrefetchAccepted, PrefetchImage, PrefetchReason, PrefetchRequest, PrefetchState,
@@ -46,10 +47,18 @@ fn registry(script: &[PrefetchState], images: &Arc<Mutex<Vec<String>>>) -> Route
         .route("/api/v1/prefetch/{id}", get(status))
 }
 
+fn server(admin: &str) -> AdminFlags {
+    AdminFlags {
+        admin: admin.parse().unwrap(),
+        admin_token_file: None,
+        admin_ca: None,
+    }
+}
+
 async fn command(router: Router) -> Prefetch {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = format!("http://{}", listener.local_addr().unwrap());
-    let server = Server {
+    let listening = Server {
         listener,
         router,
         handshake: None,
@@ -62,14 +71,12 @@ async fn command(router: Router) -> Prefetch {
     let tasks = Tasks::new();
     let owner = tasks.clone();
     tasks.spawn("admin", async move {
-        server.run(&owner, CancellationToken::new()).await
+        listening.run(&owner, CancellationToken::new()).await
     });
     Prefetch {
         images: vec!["nginx".to_owned()],
         platforms: Vec::new(),
-        admin: admin.parse().unwrap(),
-        admin_token_file: None,
-        admin_ca: None,
+        server: server(&admin),
         detach: false,
         refresh: false,
     }
@@ -130,13 +137,11 @@ async fn says_where_nobody_answers() {
     let admin = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let command = Prefetch {
-        admin: admin.parse().unwrap(),
-        admin_token_file: None,
-        admin_ca: None,
+        server: server(&admin),
         ..command(Router::new()).await
     };
     let error = run(&command).await.unwrap_err();
-    assert!(matches!(error, PrefetchError::Silent { .. }));
+    assert!(matches!(error, PrefetchError::Api(ApiError::Silent { .. })));
     let text = error.to_string();
     assert!(text.contains(&admin) && text.contains("--admin"), "{text}");
 }

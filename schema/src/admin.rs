@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, Platform, Tag};
 
 mod credentials;
+mod gc;
 
 pub use self::credentials::{CredentialRequest, LentLogin};
+pub use self::gc::{GcItem, GcKind, GcReport, GcState};
 
 /// `GET /api/v1/status`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Which repositories are hosted, and what holds for each. Pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coral_schema::oci::{RepositoryName, Tag};
 
@@ -16,6 +17,8 @@ pub struct HostedConfig {
     pub sparse: bool,
     /// Tags that never move once they were pushed; here `*` matches everything.
     pub immutable_tags: Vec<Glob>,
+    /// How long a manifest without a tag stays; `None`: for ever.
+    pub delete_untagged_after: Option<Duration>,
 }
 
 impl HostedConfig {
@@ -46,7 +49,7 @@ impl HostedRules {
     }
 
     /// What holds for `repo`; `None` when it is not hosted (any more).
-    pub(in crate::access) fn of(&self, repo: &RepoKey) -> Option<&Arc<HostedConfig>> {
+    pub fn of(&self, repo: &RepoKey) -> Option<&Arc<HostedConfig>> {
         let mut prefixes = self.prefixes.iter().filter(|_| repo.is_hosted());
         prefixes.find(|config| repo.repository().is_below(&config.prefix))
     }
@@ -61,6 +64,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             sparse,
             immutable_tags: vec![Glob::new("v*", false).unwrap()],
+            delete_untagged_after: None,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::admin::Admin;
 use crate::admin::mirror_config::Mirrors;
 use crate::config::Config;
 use crate::config::watch::{ConfigWatch, ReloadState};
+use crate::hosted::Hosted;
 use crate::index::Index;
 use crate::name::RepoKey;
 use crate::pull::Puller;
@@ -41,6 +42,7 @@ pub(super) struct View {
     pub(super) transfers: Transfers,
     pub(super) puller: Puller,
     pub(super) lent: Lent,
+    pub(super) hosted: Hosted,
 }
 
 pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
@@ -53,6 +55,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         transfers,
         puller,
         lent,
+        hosted,
     } = view;
     let (state, config) = (watched.state(), watched.config());
     let served = watched.config();
@@ -87,6 +90,7 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         repository: Box::new(move |image| repository(&rules, image)),
         index: opened.index.clone(),
         lent: is_fit.then_some(lent),
+        hosted,
         prefetcher: Prefetcher::new(admission(access), puller, tasks),
         started: Timestamp::now(),
     }

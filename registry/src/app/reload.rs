@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::access::{Access, HostedRules, Snapshot};
 use crate::config::Config;
-use crate::hosted::Hosted;
+use crate::hosted::{Hosted, Settings};
 use crate::name::{NameRules, UpstreamName};
 use crate::pull::{PullConfig, Puller};
 use crate::transfer::{TransferConfig, Transfers};
@@ -122,7 +122,7 @@ impl Listeners {
     fn apply(&self, config: &Config, snapshot: Snapshot) {
         self.access.replace(snapshot);
         self.puller.reconfigure(pull_config(config));
-        self.hosted.reconfigure(config.manifest_max_bytes);
+        self.hosted.reconfigure(hosted_settings(config));
         self.transfers.reconfigure(transfer_config(config));
         tracing::info!("the changed configuration is in use");
     }
@@ -133,6 +133,14 @@ pub(super) fn pull_config(config: &Config) -> PullConfig {
     PullConfig {
         manifest_max_bytes: config.manifest_max_bytes,
         negative_ttl: config.cache.negative_ttl,
+    }
+}
+
+/// The part of hosted repositories.
+pub(super) fn hosted_settings(config: &Config) -> Settings {
+    Settings {
+        manifest_max_bytes: config.manifest_max_bytes,
+        gc: config.gc,
     }
 }
 

@@ -198,7 +198,7 @@ fn time(seconds: u64) -> String {
 }
 
 /// Names and reasons come from elsewhere: they must not steer the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|char| if char.is_control() { ' ' } else { char })
         .collect()

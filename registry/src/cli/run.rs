@@ -10,7 +10,7 @@ use coral_schema::process::tasks::Tasks;
 use coral_schema::process::telemetry::Telemetry;
 use prometheus_client::registry::Registry;
 
-use super::{Cli, Command, Flags, prefetch};
+use super::{Cli, Command, Flags, gc, prefetch};
 use crate::app::{self, App};
 use crate::config::{self, Loaded, Overrides};
 use crate::metrics;
@@ -23,6 +23,7 @@ pub async fn run(cli: &Cli, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
         Command::Prefetch(command) => {
             Ok(prefetch::run(command).await.map(|()| ExitCode::SUCCESS)?)
         }
+        Command::Gc(command) => Ok(gc::run(command).await.map(|()| ExitCode::SUCCESS)?),
         Command::Rebuild => rebuild(&cli.flags).await,
     }
 }

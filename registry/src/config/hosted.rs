@@ -1,5 +1,7 @@
 //! The repositories that take pushes.
 
+use std::time::Duration;
+
 use coral_schema::oci::RepositoryName;
 use coral_schema::oci::reference::looks_like_host;
 
@@ -7,6 +9,7 @@ use super::item::Item;
 use super::section::Section;
 use super::value;
 use crate::access::HostedConfig;
+use crate::hosted::GcConfig;
 use crate::upstream::Glob;
 
 /// Reads the list. A prefix stands in it once.
@@ -31,13 +34,32 @@ fn entry(item: &Item<'_>) -> Option<HostedConfig> {
     let sparse = section.value("sparse", value::flag).unwrap_or(true);
     let tags = section.list("immutableTags").into_iter();
     let immutable_tags = tags.filter_map(|item| item.value(tags_glob)).collect();
+    let delete_untagged_after = section
+        .value("deleteUntaggedAfter", value::or_none(value::duration))
+        .flatten();
     section.finish();
     Some(HostedConfig {
         prefix: prefix?,
         sparse,
         immutable_tags,
+        delete_untagged_after,
     })
 }
+
+/// Reads `gc`.
+pub(super) fn gc(mut section: Section<'_>) -> GcConfig {
+    let default = GcConfig::default();
+    let interval = section.value("interval", value::or_none(value::wait(LONGEST)));
+    let grace = section.value("grace", value::wait(LONGEST));
+    section.finish();
+    GcConfig {
+        interval: interval.unwrap_or(default.interval),
+        grace: grace.unwrap_or(default.grace),
+    }
+}
+
+/// What waits longer never goes.
+const LONGEST: Duration = Duration::from_hours(24 * 366);
 
 fn prefix(text: &str) -> Result<RepositoryName, String> {
     let prefix: RepositoryName = text.parse().map_err(|_| {

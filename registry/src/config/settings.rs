@@ -8,7 +8,7 @@ use coral_schema::oci::reference::DOCKER_HUB;
 use url::Url;
 
 use super::admin::admin;
-use super::hosted::hosted;
+use super::hosted::{gc, hosted};
 use super::item::Item;
 use super::mistake::Findings;
 use super::names::{Claims, is_docker_hub};
@@ -60,6 +60,7 @@ pub(super) fn convert(
         default_upstream: default_upstream(&mut section, &upstreams),
         upstreams,
         hosted: hosted(&mut section),
+        gc: gc(section.section("gc")),
         anonymous_push: section.flag("anonymousPush"),
         manifest_max_bytes: manifest_max_bytes(section.section("manifest")),
         cache: cache(section.section("cache")),

@@ -240,6 +240,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         upstreams: _,
         default_upstream: _,
         hosted: _,
+        gc: _,
         anonymous_push: _,
         manifest_max_bytes: _,
         cache: _,

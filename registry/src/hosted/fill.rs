@@ -29,9 +29,10 @@ pub(super) async fn fill(
             Ok(None) => break,
             Err(error) => return Ok((upload, Err(error))),
         };
-        if let Err(error) = shared.room().await {
+        if let Err(error) = shared.need_room().await {
             return Ok((upload, Err(error)));
         }
+        shared.active.note(upload.repo());
         let permit = shared.steps.acquire().await;
         let (chunks, ended) = gather(first, &mut body).await;
         let length: u64 = chunks.iter().map(|bytes| bytes.len() as u64).sum();

@@ -1,7 +1,6 @@
 //! Manifests and tags of hosted repositories: put, and deleted.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use coral_schema::oci::manifest::ChildKind;
@@ -50,7 +49,7 @@ impl Hosted {
         length: Option<u64>,
         mut body: Body,
     ) -> Result<Bytes, HostedError> {
-        let limit = self.0.manifest_max_bytes.load(Ordering::Relaxed);
+        let limit = self.0.settings.load().manifest_max_bytes;
         let most = length.unwrap_or(limit);
         if most > limit {
             return Err(HostedError::TooLarge { limit });
@@ -140,8 +139,9 @@ impl Shared {
         let manifest = manifest.map_err(|error| HostedError::Invalid(Arc::new(error)))?;
         let repo = cap.repo();
         self.recall(repo).await?;
-        self.room().await?;
+        self.need_room().await?;
         let _turn = self.turn(repo).await;
+        self.active.note(repo);
         let now = Timestamp::now();
         let tags = self.tags(cap, tags, &condition, (digest, now)).await?;
         // From here until its row is there, nobody deletes the bytes.
@@ -220,8 +220,8 @@ impl Shared {
         row: &ManifestRow,
     ) -> Result<(), HostedError> {
         let stored = self.parts.uploads.accept_manifest(manifest).await;
-        stored.inspect_err(|error| self.parts.room.failed(error))?;
-        self.parts.room.works();
+        stored.inspect_err(|error| self.room().failed(error))?;
+        self.room().works();
         let index = &self.parts.index;
         index
             .put_blob(manifest.digest(), row.size, false, true)

@@ -55,8 +55,8 @@ impl Shared {
         self.recall(repo).await?;
         let _publishing = self.parts.index.publishing(&digest).await?;
         let accepted = self.parts.uploads.accept(upload).await;
-        accepted.inspect_err(|error| self.parts.room.failed(error))?;
-        self.parts.room.works();
+        accepted.inspect_err(|error| self.room().failed(error))?;
+        self.room().works();
         let index = &self.parts.index;
         index.put_blob(&digest, size, false, false).await?;
         // Only now: syncing much takes long, and others push to the repository, too.
@@ -92,8 +92,9 @@ impl Shared {
     /// The repository has this blob from now on, whatever happens.
     async fn enrol(&self, repo: &RepoKey, digest: &Digest) -> Result<(), HostedError> {
         let index = &self.parts.index;
+        self.active.note(repo);
         if index.is_member(repo, digest).await? {
-            return Ok(());
+            return Ok(index.renew(repo, digest).await?);
         }
         self.introduce(repo).await?;
         self.put(repo, Entry::Blob(*digest), bytes::Bytes::new())

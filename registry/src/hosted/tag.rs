@@ -70,6 +70,7 @@ mod tests {
             prefix: "team".parse().unwrap(),
             sparse: true,
             immutable_tags: vec![Glob::new("v*", false).unwrap()],
+            delete_untagged_after: None,
         };
         let (one, two) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
         let may = |tag: &str, present: Option<&Digest>, next: Option<&Digest>| {

@@ -43,7 +43,8 @@ impl Hosted {
         cap: &WriteCap,
         algorithm: Algorithm,
     ) -> Result<UploadId, HostedError> {
-        self.0.room().await?;
+        self.0.need_room().await?;
+        self.0.active.note(cap.repo());
         let upload = self.0.parts.uploads.create(cap.repo(), algorithm).await?;
         let (upload, saved) = step(upload, |upload| upload.save()).await?;
         saved?;

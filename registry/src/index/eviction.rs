@@ -47,12 +47,37 @@ impl Index {
     /// Claims a blob for deletion; `None` when it is not held, or somebody publishes or deletes it. Remove the bytes,
     /// then [`Claim::finish`].
     pub async fn claim(&self, digest: &Digest) -> Result<Option<Claim>, IndexError> {
+        self.claim_if(digest, async || Ok(true)).await
+    }
+
+    /// As [`Index::claim`], if no repository has or names it.
+    pub async fn claim_unnamed(&self, digest: &Digest) -> Result<Option<Claim>, IndexError> {
+        let is_unnamed = async || {
+            let digest = *digest;
+            let query = move |db: &Connection| {
+                let mut named = db.prepare_cached(IS_NAMED)?;
+                named.exists([digest.bytes()]).map(|named| !named)
+            };
+            self.0.worker.read(query).await
+        };
+        self.claim_if(digest, is_unnamed).await
+    }
+
+    /// Asks `may_go` when nobody can publish the blob any more.
+    async fn claim_if(
+        &self,
+        digest: &Digest,
+        may_go: impl AsyncFnOnce() -> Result<bool, IndexError>,
+    ) -> Result<Option<Claim>, IndexError> {
         let Some(deleting) = self.0.holds.delete(*digest) else {
             return Ok(None);
         };
         let Some(row) = self.blob(digest).await? else {
             return Ok(None);
         };
+        if !may_go().await? {
+            return Ok(None);
+        }
         let claim = Claim {
             index: self.clone(),
             digest: *digest,
@@ -161,6 +186,11 @@ fn candidate(row: &Row<'_>, pinned: &HashSet<Digest>) -> rusqlite::Result<Evicti
 
 /// Commits take milliseconds; a claim without one is safe, too.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
+
+const IS_NAMED: &str = "
+SELECT 1 WHERE EXISTS (SELECT 1 FROM members WHERE digest = ?1)
+    OR EXISTS (SELECT 1 FROM manifests WHERE digest = ?1)
+    OR EXISTS (SELECT 1 FROM children WHERE child = ?1)";
 
 const CLAIM: &str = "UPDATE blobs SET state = 1 WHERE digest = ?1";
 

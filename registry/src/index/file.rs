@@ -241,6 +241,7 @@ const FORGET_HOSTED: &str = "
 DELETE FROM tags WHERE repo IN (SELECT repo FROM manifests WHERE hosted);
 DELETE FROM manifests WHERE hosted;
 DELETE FROM members WHERE hosted;
+DELETE FROM garbage;
 ";
 
 /// Renames the file with its log, and forgets all but the latest of those renamed before.

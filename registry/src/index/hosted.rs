@@ -5,33 +5,39 @@ use std::sync::Arc;
 use coral_schema::oci::{Digest, Tag};
 use rusqlite::Connection;
 
-use super::{Index, IndexError, ManifestRow, TagRow, columns, manifests, members, tags};
+use super::{Index, IndexError, ManifestRow, TagRow, columns, garbage, manifests, members, tags};
 use crate::name::RepoKey;
 
 impl Index {
     /// This blob belongs to this hosted repository.
     pub async fn accept_member(&self, repo: &RepoKey, digest: &Digest) -> Result<(), IndexError> {
         let (name, digest) = (repo.to_string(), *digest);
-        let write = move |db: &Connection| members::insert_member(db, &name, &digest);
+        let marks = self.0.marks.known(repo, &[digest]);
+        let write = move |db: &Connection| {
+            garbage::forget(db, &name, &digest)?;
+            members::insert_member(db, &name, &digest)
+        };
         let written = self.0.worker.call(write).await;
         self.0.memory.members.forget(&(repo.clone(), digest));
-        written
+        written.inspect(|()| self.0.marks.remove(&marks))
     }
 
     /// It does not any more.
     pub async fn remove_member(&self, repo: &RepoKey, digest: &Digest) -> Result<(), IndexError> {
         let (name, digest) = (repo.to_string(), *digest);
+        let marks = self.0.marks.known(repo, &[digest]);
         let write = move |db: &Connection| {
+            garbage::forget(db, &name, &digest)?;
             db.prepare_cached(DELETE_MEMBER)?
                 .execute((&name, digest.bytes()))
                 .map(drop)
         };
         let written = self.0.worker.call(write).await;
         self.0.memory.members.forget(&(repo.clone(), digest));
-        written
+        written.inspect(|()| self.0.marks.remove(&marks))
     }
 
-    /// The hosted repository has this manifest, and these tags.
+    /// The hosted repository has this manifest, and these tags; what the manifest names is needed from now on (H-02).
     pub async fn accept_manifest(
         &self,
         repo: &RepoKey,
@@ -41,14 +47,20 @@ impl Index {
     ) -> Result<(), IndexError> {
         let (name, digest) = (repo.to_string(), *digest);
         let names: Vec<Tag> = tags.iter().map(|(tag, _)| tag.clone()).collect();
+        let children = row.children.iter().map(|child| child.digest);
+        let needed: Vec<Digest> = children.chain([digest]).collect();
+        let marks = self.0.marks.known(repo, &needed);
         let write = move |db: &Connection| {
+            needed
+                .iter()
+                .try_for_each(|digest| garbage::forget(db, &name, digest))?;
             manifests::insert(db, &name, &digest, &row)?;
             tags.iter()
                 .try_for_each(|(tag, row)| tags::put(db, &name, tag, row))
         };
         let written = self.0.worker.call(write).await;
         self.forget_rows(repo, Some(&digest), &names);
-        written
+        written.inspect(|()| self.0.marks.remove(&marks))
     }
 
     /// The hosted repository does not have these tags any more, nor this manifest.
@@ -59,22 +71,25 @@ impl Index {
         tags: Vec<Tag>,
     ) -> Result<(), IndexError> {
         let (name, names) = (repo.to_string(), tags.clone());
+        let marks = self.0.marks.known(repo, digest.as_slice());
         let write = move |db: &Connection| {
             for tag in &tags {
                 db.prepare_cached(tags::DELETE)?
                     .execute((&name, tag.as_str()))?;
             }
             match digest {
-                Some(digest) => db
-                    .prepare_cached(manifests::DELETE)?
-                    .execute((&name, digest.bytes()))
-                    .map(drop),
+                Some(digest) => {
+                    garbage::forget(db, &name, &digest)?;
+                    db.prepare_cached(manifests::DELETE)?
+                        .execute((&name, digest.bytes()))
+                        .map(drop)
+                }
                 None => Ok(()),
             }
         };
         let written = self.0.worker.call(write).await;
         self.forget_rows(repo, digest.as_ref(), &names);
-        written
+        written.inspect(|()| self.0.marks.remove(&marks))
     }
 
     /// The tags that mean this manifest.
@@ -118,7 +133,7 @@ impl Index {
     }
 }
 
-const DELETE_MEMBER: &str = "DELETE FROM members WHERE repo = ?1 AND digest = ?2";
+pub(super) const DELETE_MEMBER: &str = "DELETE FROM members WHERE repo = ?1 AND digest = ?2";
 
 const SELECT_TAGS: &str = "SELECT tag FROM tags WHERE repo = ?1 AND digest = ?2 ORDER BY tag";
 

@@ -6,7 +6,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Steps to the current tables. Append only; a released step never changes.
-pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5];
+pub(super) const MIGRATIONS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5, STEP_6];
 
 /// A file from a newer program has seen more steps than there are.
 pub(super) fn is_newer(version: usize) -> bool {
@@ -181,6 +181,21 @@ DELETE FROM manifests WHERE hosted;
 DELETE FROM members WHERE hosted;
 ";
 
+const STEP_6: &str = "
+CREATE TABLE garbage (
+    repo TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    manifest INTEGER NOT NULL,    -- 0: a blob of the repository
+    since INTEGER NOT NULL,       -- when it was marked
+    taken INTEGER NOT NULL,       -- 1: the repository does not have it any more
+    PRIMARY KEY (repo, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX garbage_taken ON garbage (taken) WHERE taken;
+CREATE INDEX members_hosted ON members (repo) WHERE hosted;
+CREATE INDEX manifests_hosted ON manifests (repo) WHERE hosted;
+CREATE INDEX pins_by_repo ON pins (repo);
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,7 +215,8 @@ mod tests {
                 "afafb40645e671a0",
                 "6ee10a0b5c2423b2",
                 "5e45da8bcbfd46c9",
-                "7d01b60c4baf2dcc"
+                "7d01b60c4baf2dcc",
+                "b0fcb66ced16d2b7"
             ]
         );
     }

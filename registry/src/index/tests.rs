@@ -7,6 +7,7 @@ use super::*;
 use coral_schema::oci::Tag;
 use tempfile::TempDir;
 
+mod garbage;
 mod hosted;
 
 struct Bench {

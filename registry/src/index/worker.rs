@@ -86,7 +86,16 @@ impl Worker {
     /// Writes and waits for the commit; tried once.
     pub(super) async fn call<T: Send + 'static>(
         &self,
+        apply: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        self.call_then(apply, || ()).await
+    }
+
+    /// As [`Worker::call`]; `settled` runs when the write was committed or given up, before anybody hears of a later one.
+    pub(super) async fn call_then<T: Send + 'static>(
+        &self,
         mut apply: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        settled: impl FnOnce() + Send + 'static,
     ) -> Result<T, IndexError> {
         let (reply, answer) = oneshot::channel();
         let result = Arc::new(Mutex::new(None));
@@ -97,6 +106,7 @@ impl Worker {
                 Ok(())
             }),
             Box::new(move |outcome| {
+                settled();
                 let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let value = outcome.and_then(|()| value.ok_or(IndexError::Closed));
                 // A caller that left is not interested.

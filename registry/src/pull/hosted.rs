@@ -37,6 +37,7 @@ impl Puller {
                 row.ok_or_else(|| missing.clone())?.digest
             }
         };
+        self.renew(repo, &digest, want).await?;
         let row = said(index.manifest(repo, &digest).await)?.ok_or(missing)?;
         let bytes = self.bytes(&digest, row.size).await;
         let bytes = bytes.ok_or_else(|| lost(repo, &digest, Kind::Manifest))?;
@@ -50,8 +51,7 @@ impl Puller {
         cap: &HostedCap,
         digest: &Digest,
     ) -> Result<BlobHead, PullError> {
-        let row = self.hosted_row(cap, digest).await?;
-        // Whoever sees that it is there does not push it again (H-02).
+        let row = self.hosted_row(cap, digest, Want::Head).await?;
         self.0.index.touch(digest);
         Ok(BlobHead {
             size: row.size,
@@ -66,7 +66,7 @@ impl Puller {
         digest: &Digest,
         range: Option<RangeSpec>,
     ) -> Result<BlobAnswer, PullError> {
-        let row = self.hosted_row(cap, digest).await?;
+        let row = self.hosted_row(cap, digest, Want::Body).await?;
         let stored = self.open_checked(digest, &row).await;
         let stored = stored.ok_or_else(|| lost(cap.repo(), digest, Kind::Blob))?;
         self.0.index.touch(digest);
@@ -117,13 +117,28 @@ impl Puller {
         })
     }
 
-    async fn hosted_row(&self, cap: &HostedCap, digest: &Digest) -> Result<BlobRow, PullError> {
+    async fn hosted_row(
+        &self,
+        cap: &HostedCap,
+        digest: &Digest,
+        want: Want,
+    ) -> Result<BlobRow, PullError> {
         self.recall(cap.repo()).await?;
+        self.renew(cap.repo(), digest, want).await?;
         if !said(self.0.index.is_member(cap.repo(), digest).await)? {
             return Err(PullError::NotFound(Kind::Blob));
         }
         let row = self.present(digest).await;
         row.ok_or_else(|| lost(cap.repo(), digest, Kind::Blob))
+    }
+
+    /// Whoever sees that it is there does not push it again, so it stays for a while (H-02). Before the question whether it
+    /// is there. Who only reads it does not depend on that.
+    async fn renew(&self, repo: &RepoKey, digest: &Digest, want: Want) -> Result<(), PullError> {
+        match (self.0.index.renew(repo, digest).await, want) {
+            (Err(error), Want::Head) => Err(unavailable(&error)),
+            _ => Ok(()),
+        }
     }
 
     /// A lost index gets back what the store says of this repository, or there is no answer yet.
