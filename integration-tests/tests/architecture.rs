@@ -39,6 +39,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("object_store", &["registry/src/store/bucket.rs"]),
     ("rusqlite", &["registry/src/index"]),
     ("sha2", &["schema/src/oci"]),
+    ("bcrypt", &["registry/src/access"]),
     ("tracing_subscriber", &["schema/src/process/telemetry"]),
     (
         "clap",

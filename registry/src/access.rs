@@ -1,8 +1,12 @@
 //! Who may read what: decided in one place, before any content is touched.
 //!
 //! A [`ReadCap`] says that a caller may read one repository of an upstream; a [`HostedCap`] the same of a hosted one, and
-//! a [`WriteCap`] that it may be pushed to. Only [`Access`] makes them. They name what was configured when the request
+//! a [`WriteCap`] that it may be changed. Only [`Access`] makes them. They name what was configured when the request
 //! came, so a request sees one configuration from its start to its end.
+//!
+//! Everybody may read what the anonymous public may read upstream. Everything else needs a rule ([`rules`]) that allows it
+//! to whoever calls ([`identity`]), and who that is was proved ([`authenticate`]). Who may not learns nothing: a repository
+//! that is there and one that is not get the same answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,13 +18,25 @@ use coral_schema::oci::{Digest, ManifestRef};
 use coral_schema::process::tasks::Tasks;
 
 pub use self::cap::{HostedCap, ReadCap, WriteCap};
+pub use self::identity::{Caller, Scopes, Subject};
+pub use self::key::Key;
+use self::logins::Logins;
+pub use self::rules::{Repositories, Rule, Rules, Verb, Who};
+pub use self::users::{Users, UsersConfig};
 use self::visibility::{Standing, Visibility};
 use crate::index::{Index, VisibilityRow};
 use crate::name::{NameError, NameRules, RepoKey, UpstreamName};
 use crate::upstream::{Upstream, VisibilityMode};
 
+mod authenticate;
 pub mod cap;
 mod hosted;
+mod identity;
+mod key;
+mod logins;
+mod rules;
+pub mod token;
+pub mod users;
 mod visibility;
 
 pub use self::hosted::{HostedConfig, HostedRules};
@@ -34,6 +50,10 @@ pub struct Snapshot {
     pub upstreams: HashMap<UpstreamName, Arc<Upstream>>,
     /// What may be pushed to.
     pub hosted: HostedRules,
+    /// Who may do more than read what is public.
+    pub grants: Rules,
+    /// Who may log in; `None`: nobody, and logins mean nothing.
+    pub users: Option<Arc<Users>>,
 }
 
 /// The only maker of [`ReadCap`]s.
@@ -41,6 +61,8 @@ pub struct Snapshot {
 pub struct Access {
     snapshot: ArcSwap<Snapshot>,
     visibility: Visibility,
+    logins: Logins,
+    key: Key,
 }
 
 /// What a caller wants to read: something to ask the upstream for when it is not known who may read the repository.
@@ -69,9 +91,29 @@ pub enum AccessError {
     /// It is pulled through, and nobody can push to it here.
     #[error("{0} is a repository of an upstream")]
     Proxied(RepoKey),
-    /// Nobody may push without a login, and there are no logins yet.
-    #[error("pushes to {0} need a credential, and this registry knows none")]
+    /// No rule allows the caller to change it.
+    #[error("no access rule allows the caller to change {0}")]
     PushDenied(RepoKey),
+    /// The caller may not, and somebody who logs in may: to do what, where it is about a repository.
+    #[error("a login is needed{}", for_what(.0.as_ref()))]
+    LoginNeeded(Option<(RepoKey, Verb)>),
+    /// The caller may, but the token that was shown was made for something else.
+    #[error("the token of the request is not for {verb} of {repo}", verb = .verb.name())]
+    Scope {
+        /// Of what.
+        repo: RepoKey,
+        /// What.
+        verb: Verb,
+    },
+    /// No such user, or not the password of that user.
+    #[error("the login of the request is wrong")]
+    WrongLogin,
+    /// A token that is unknown, or not good any more.
+    #[error("the token of the request is unknown, or not good any more")]
+    WrongToken,
+    /// Too many passwords are being checked.
+    #[error("too many passwords are being checked")]
+    Busy,
     /// It is not known who may read it, and the upstream cannot be asked.
     #[error("who may read {repo} cannot be found out now: {reason}")]
     Unavailable {
@@ -86,10 +128,12 @@ pub enum AccessError {
 
 impl Access {
     /// Access rules over the first configuration.
-    pub fn new(snapshot: Snapshot, index: Index, tasks: Tasks) -> Self {
+    pub fn new(snapshot: Snapshot, key: Key, index: Index, tasks: Tasks) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             visibility: Visibility::new(index, tasks),
+            logins: Logins::new(key.clone()),
+            key,
         }
     }
 
@@ -108,23 +152,44 @@ impl Access {
         Ok(self.snapshot.load().rules.resolve(ns, path)?)
     }
 
-    /// May anybody who can reach us read `repo`?
-    pub async fn read(&self, repo: RepoKey, probe: Probe<'_>) -> Result<ReadCap, AccessError> {
+    /// May the caller read `repo`? What the anonymous public may read upstream, everybody may; what only our credential
+    /// can, whom a rule allows it.
+    pub async fn read(
+        &self,
+        caller: &Caller,
+        repo: RepoKey,
+        probe: Probe<'_>,
+    ) -> Result<ReadCap, AccessError> {
         let upstream = self.allowed(&repo)?;
-        let public = self.is_public(&repo, &upstream, probe).await?;
-        Ok(ReadCap::new(repo, upstream, public))
-    }
-
-    /// May this repository be listed for everybody: is it known to be public, without asking anybody?
-    pub async fn may_list(&self, repo: &RepoKey) -> bool {
-        if repo.is_hosted() {
-            return self.read_hosted(repo.clone()).is_ok();
+        match self.is_public(&repo, &upstream, probe).await {
+            Ok(public) => Ok(ReadCap::new(repo, upstream, public)),
+            Err(_) if self.may(caller, &repo, Verb::Pull) => {
+                Ok(ReadCap::new(repo, upstream, false))
+            }
+            Err(refusal) => Err(self.refusal(caller, repo, Verb::Pull, refusal)),
         }
-        matches!(self.read_if_known(repo.clone()).await, Ok(Some(_)))
     }
 
-    /// As [`Access::read`], but asks no upstream: `None` when it is not known that everybody may read the repository.
-    pub async fn read_if_known(&self, repo: RepoKey) -> Result<Option<ReadCap>, AccessError> {
+    /// May this repository be listed for the caller, as far as that is known without asking anybody?
+    pub async fn may_list(&self, caller: &Caller, repo: &RepoKey) -> bool {
+        let is_granted = caller.covers_catalog() && {
+            let snapshot = self.snapshot.load();
+            snapshot.grants.allow(caller.subject(), repo, Verb::Pull)
+        };
+        if repo.is_hosted() {
+            let is_ours = self.snapshot.load().hosted.of(repo).is_some();
+            return is_ours && (is_granted || self.may(caller, repo, Verb::Pull));
+        }
+        let known = self.read_if_known(caller, repo.clone()).await;
+        matches!(known, Ok(Some(_))) || (is_granted && self.allowed(repo).is_ok())
+    }
+
+    /// As [`Access::read`], but asks no upstream: `None` when it is not known that the caller may read the repository.
+    pub async fn read_if_known(
+        &self,
+        caller: &Caller,
+        repo: RepoKey,
+    ) -> Result<Option<ReadCap>, AccessError> {
         let upstream = self.allowed(&repo)?;
         let by_nature = is_public_by_nature(&upstream, &repo);
         let public = match upstream.policy.visibility {
@@ -133,6 +198,7 @@ impl Access {
             VisibilityMode::Auto if self.visibility.is_known(&repo, &upstream, by_nature).await => {
                 true
             }
+            VisibilityMode::Auto if self.may(caller, &repo, Verb::Pull) => false,
             VisibilityMode::Auto => return Ok(None),
         };
         Ok(Some(ReadCap::new(repo, upstream, public)))
@@ -168,17 +234,25 @@ impl Access {
         Ok(upstream)
     }
 
-    /// May the caller read this hosted repository? Whoever reaches us may, as long as nobody can push without wanting it.
-    pub fn read_hosted(&self, repo: RepoKey) -> Result<HostedCap, AccessError> {
-        let snapshot = self.snapshot.load();
-        match snapshot.hosted.of(&repo) {
-            Some(_) => Ok(HostedCap::new(repo)),
-            None => Err(AccessError::Hidden(repo)),
+    /// May the caller read this hosted repository?
+    pub fn read_hosted(&self, caller: &Caller, repo: RepoKey) -> Result<HostedCap, AccessError> {
+        if self.snapshot.load().hosted.of(&repo).is_none() {
+            return Err(AccessError::Hidden(repo));
         }
+        if self.may(caller, &repo, Verb::Pull) {
+            return Ok(HostedCap::new(repo));
+        }
+        let hidden = AccessError::Hidden(repo.clone());
+        Err(self.refusal(caller, repo, Verb::Pull, hidden))
     }
 
-    /// May the caller push to this repository, and delete from it?
-    pub fn write(&self, repo: RepoKey) -> Result<WriteCap, AccessError> {
+    /// May the caller change this repository: push to it, or delete from it?
+    pub fn write(
+        &self,
+        caller: &Caller,
+        repo: RepoKey,
+        verb: Verb,
+    ) -> Result<WriteCap, AccessError> {
         if !repo.is_hosted() {
             return Err(AccessError::Proxied(repo));
         }
@@ -186,10 +260,37 @@ impl Access {
         let Some(config) = snapshot.hosted.of(&repo) else {
             return Err(AccessError::Hidden(repo));
         };
-        if !snapshot.hosted.anonymous_push {
-            return Err(AccessError::PushDenied(repo));
+        if self.may(caller, &repo, verb) {
+            return Ok(WriteCap::new(HostedCap::new(repo), Arc::clone(config)));
         }
-        Ok(WriteCap::new(HostedCap::new(repo), Arc::clone(config)))
+        let denied = AccessError::PushDenied(repo.clone());
+        Err(self.refusal(caller, repo, verb, denied))
+    }
+
+    /// Does a rule allow it, to whoever calls and with what was shown?
+    fn may(&self, caller: &Caller, repo: &RepoKey, verb: Verb) -> bool {
+        let snapshot = self.snapshot.load();
+        caller.covers(repo, verb) && snapshot.grants.allow(caller.subject(), repo, verb)
+    }
+
+    /// What a caller who may not is told: how to be one who may, where that can help, else `refusal`.
+    fn refusal(
+        &self,
+        caller: &Caller,
+        repo: RepoKey,
+        verb: Verb,
+        refusal: AccessError,
+    ) -> AccessError {
+        let snapshot = self.snapshot.load();
+        if snapshot.grants.allow(caller.subject(), &repo, verb) {
+            return AccessError::Scope { repo, verb };
+        }
+        // While nobody can say who may read it, a login would be asked for without need.
+        let is_known = !matches!(refusal, AccessError::Unavailable { .. });
+        if is_known && caller.is_anonymous() && snapshot.grants.want_login(&repo) {
+            return AccessError::LoginNeeded(Some((repo, verb)));
+        }
+        refusal
     }
 
     async fn is_public(
@@ -242,4 +343,9 @@ fn is_public_by_nature(upstream: &Upstream, repo: &RepoKey) -> bool {
             .all(|endpoint| endpoint.credential_id(repo.repository()).is_anonymous())
     };
     official || anonymous()
+}
+
+fn for_what(wanted: Option<&(RepoKey, Verb)>) -> String {
+    let text = |(repo, verb): &(RepoKey, Verb)| format!(" for {} of {repo}", verb.name());
+    wanted.map(text).unwrap_or_default()
 }

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use self::lock::DataLock;
 use self::parts::Opened;
-use self::reload::{Listeners, Upstreams, hosted_settings, pull_config, transfer_config};
+use self::reload::{Listeners, hosted_settings, pull_config, transfer_config};
 use crate::access::Access;
 use crate::admin::{self, auth, guard, page};
 use crate::config::watch::{self, ConfigWatch, ReloadState};
@@ -31,8 +31,8 @@ use crate::rebuild::{Progress, Rebuild};
 use crate::server::{self, Addresses, Server};
 use crate::store::BlobStore;
 use crate::transfer::{Stores, TransferMetrics, Transfers};
-use crate::upstream::UpstreamMetrics;
 
+mod admission;
 mod durability;
 pub mod lock;
 mod panel;
@@ -62,6 +62,15 @@ pub struct Origin {
     pub overrides: Overrides,
 }
 
+impl Origin {
+    fn state(&self) -> ReloadState {
+        match self.file {
+            Some(_) => ReloadState::Current,
+            None => ReloadState::Defaults,
+        }
+    }
+}
+
 impl App {
     /// Opens the data folder, binds the listeners and builds everything between them. `registry` has what the process
     /// itself counts.
@@ -75,25 +84,25 @@ impl App {
         let server = Server::bind(&server_config(&config)).await?;
         let metrics = metrics::prefixed(&mut registry);
         let opened = parts::open(&config, metrics, &tasks).await?;
-        let upstreams = Arc::new(Upstreams::new(
-            UpstreamMetrics::register(metrics),
-            tasks.clone(),
-        ));
-        let snapshot = upstreams.snapshot(&config)?;
-        let access = Arc::new(Access::new(snapshot, opened.index.clone(), tasks.clone()));
+        let (upstreams, access) = admission::open(&config, &opened, metrics, &tasks)?;
         let rebuild = rebuilder(&opened, &access);
         rebuild.start(&tasks);
+        admission::follow_users(&access, &tasks);
         let (transfers, puller) = pulling(&config, &opened, &rebuild, metrics, &tasks);
         let hosted = hosting(&config, &opened, (&rebuild, &access), metrics, &tasks);
-        let oci = http::router(Arc::clone(&access), puller.clone(), hosted.clone(), metrics);
-        let state = if origin.file.is_some() {
-            ReloadState::Current
-        } else {
-            ReloadState::Defaults
+        let place = http::Place {
+            bound: server.addresses().oci,
+            is_tls: server.is_tls(),
         };
-        let watched = Arc::new(ConfigWatch::new(config, state, metrics));
+        let oci = http::router(
+            Arc::clone(&access),
+            puller.clone(),
+            hosted.clone(),
+            place,
+            metrics,
+        );
+        let watched = Arc::new(ConfigWatch::new(config, origin.state(), metrics));
         let (health, accepting) = probes(&opened, &tasks);
-        let health = Arc::new(health);
         let listeners = Listeners {
             upstreams,
             access: Arc::clone(&access),
@@ -187,9 +196,7 @@ pub async fn rebuild(config: Config) -> anyhow::Result<Progress> {
     parts::remove_index(&config.data).await?;
     let (tasks, mut registry) = (Tasks::new(), Registry::default());
     let opened = parts::open(&config, &mut registry, &tasks).await?;
-    let upstreams = Upstreams::new(UpstreamMetrics::register(&mut registry), tasks.clone());
-    let snapshot = upstreams.snapshot(&config)?;
-    let access = Arc::new(Access::new(snapshot, opened.index.clone(), tasks.clone()));
+    let (_, access) = admission::open(&config, &opened, &mut registry, &tasks)?;
     let progress = rebuilder(&opened, &access).whole().await?;
     tasks.stop(LAST_TASKS).await;
     opened.index.close().await?;
@@ -278,13 +285,13 @@ fn hosting(
     hosted
 }
 
-fn probes(opened: &Opened, tasks: &Tasks) -> (Health, health::Latch) {
+fn probes(opened: &Opened, tasks: &Tasks) -> (Arc<Health>, health::Latch) {
     let mut health = Health::new();
     health.watch_event_loop(tasks);
     let index = opened.index.clone();
     health.live_while("index", move || index.progressing(STUCK));
     let accepting = health.latch("listeners");
-    (health, accepting)
+    (Arc::new(health), accepting)
 }
 
 fn follow_configuration(

@@ -25,11 +25,12 @@ use std::time::Duration;
 use coral_schema::mirror_config::HostPort;
 use coral_schema::quantity::Ratio;
 
-use crate::access::HostedConfig;
+use crate::access::{HostedConfig, Rule, UsersConfig, users};
 use crate::hosted::GcConfig;
 use crate::name::UpstreamName;
 use crate::upstream::UpstreamConfig;
 
+mod access;
 mod admin;
 mod hosted;
 mod item;
@@ -79,6 +80,10 @@ pub struct Config {
     pub gc: GcConfig,
     /// May whoever reaches us push to them?
     pub anonymous_push: bool,
+    /// Who may log in.
+    pub users: Option<UsersConfig>,
+    /// Who may do more than read what is public. Names upstreams and kinds of users that there are.
+    pub access: Vec<Rule>,
     /// Longest manifest, bytes.
     pub manifest_max_bytes: u64,
     /// What is kept in memory, and when transfers run.
@@ -239,12 +244,23 @@ fn from_text(
     let config = settings::convert(&root, overrides, unset_limit, &found);
     let (mut mistakes, files) = found.into_parts();
     mistakes.extend(files.into_iter().filter_map(unreadable));
+    mistakes.extend(config.users.iter().flat_map(wrong_users));
     if mistakes.is_empty() {
         let warnings = warnings::warnings(&config);
         Ok(Loaded { config, warnings })
     } else {
         Err(Mistakes::new(name, mistakes))
     }
+}
+
+/// What is wrong in the files of users.
+fn wrong_users(config: &UsersConfig) -> impl Iterator<Item = Mistake> {
+    let wrong = users::mistakes(config).into_iter();
+    wrong.map(|(key, what)| Mistake {
+        at: None,
+        key: key.to_owned(),
+        what,
+    })
 }
 
 /// The mistake that a named file makes. Its path is not repeated: somebody may have written the secret itself there.

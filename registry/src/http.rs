@@ -19,7 +19,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use coral_schema::process::serve::{FileSender, Peer};
-use http::header::HeaderName;
+use http::header::{HeaderName, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use prometheus_client::registry::Registry;
 
@@ -29,7 +29,7 @@ use self::body::LoggedBody;
 use self::error::Failure;
 use self::route::{Query, Route, RouteError};
 use crate::access::cap::{HostedCap, ReadCap, WriteCap};
-use crate::access::{Access, Probe};
+use crate::access::{Access, Caller, Probe, Verb};
 use crate::hosted::Hosted;
 use crate::pull::{Outcome, Puller};
 
@@ -47,7 +47,10 @@ pub mod range;
 mod referrers;
 pub mod route;
 mod tags;
+mod token;
 mod upload;
+
+pub use self::token::Place;
 
 /// Longest time to the headers of an answer, whatever happens below: every part has shorter deadlines of its own (10 s),
 /// clients give up at 30 s.
@@ -61,6 +64,7 @@ pub fn router(
     access: Arc<Access>,
     puller: Puller,
     hosted: Hosted,
+    place: Place,
     registry: &mut Registry,
 ) -> Router {
     let log = Arc::new(AccessLog::new(registry));
@@ -68,6 +72,7 @@ pub fn router(
         access,
         puller,
         hosted,
+        place,
         log,
     });
     Router::new().fallback(handle).with_state(http)
@@ -79,6 +84,7 @@ struct Http {
     access: Arc<Access>,
     puller: Puller,
     hosted: Hosted,
+    place: Place,
     log: Arc<AccessLog>,
 }
 
@@ -102,13 +108,14 @@ impl Http {
         let repo = self.access.resolve(asked.ns.as_deref(), path)?;
         asked.entry.repo = Some(repo.clone());
         if repo.is_hosted() {
-            return Ok(Readable::Hosted(self.access.read_hosted(repo)?));
+            let cap = self.access.read_hosted(&asked.caller, repo)?;
+            return Ok(Readable::Hosted(cap));
         }
         let cap = if asked.only_if_cached() {
-            let known = self.access.read_if_known(repo).await?;
+            let known = self.access.read_if_known(&asked.caller, repo).await?;
             known.ok_or(Failure::NotCached)?
         } else {
-            self.access.read(repo, probe).await?
+            self.access.read(&asked.caller, repo, probe).await?
         };
         Ok(Readable::Proxied(match asked.client {
             Some(client) => cap.with_client(client),
@@ -117,10 +124,15 @@ impl Http {
     }
 
     /// May the caller change the repository that `path` means?
-    fn admit_change(&self, asked: &mut Asked<'_>, path: &str) -> Result<WriteCap, Failure> {
+    fn admit_change(
+        &self,
+        asked: &mut Asked<'_>,
+        path: &str,
+        verb: Verb,
+    ) -> Result<WriteCap, Failure> {
         let repo = self.access.resolve(asked.ns.as_deref(), path)?;
         asked.entry.repo = Some(repo.clone());
-        Ok(self.access.write(repo)?)
+        Ok(self.access.write(&asked.caller, repo, verb)?)
     }
 }
 
@@ -132,6 +144,8 @@ struct Asked<'a> {
     body: Mutex<Option<Body>>,
     headers: &'a HeaderMap,
     query: Query<'a>,
+    /// Who sent it; nobody in particular until that is looked at.
+    caller: Caller,
     /// Where the client is.
     client: Option<IpAddr>,
     /// Sends files on its connection, where that can.
@@ -169,6 +183,7 @@ enum RequestKind {
     Tags,
     Referrers,
     Upload,
+    Token,
     /// No route.
     Other,
 }
@@ -183,6 +198,7 @@ impl RequestKind {
             Route::Tags { .. } => Self::Tags,
             Route::Referrers { .. } => Self::Referrers,
             Route::Uploads { .. } | Route::Upload { .. } => Self::Upload,
+            Route::Token => Self::Token,
         }
     }
 
@@ -195,6 +211,7 @@ impl RequestKind {
             Self::Tags => "tags",
             Self::Referrers => "referrers",
             Self::Upload => "upload",
+            Self::Token => "token",
             Self::Other => "other",
         }
     }
@@ -208,6 +225,7 @@ async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
         body: Mutex::new(Some(body)),
         headers: &parts.headers,
         query,
+        caller: Caller::anonymous(),
         client: parts.extensions.get().map(|Peer(address)| address.ip()),
         files: parts.extensions.get().cloned(),
         ns: query.get("ns"),
@@ -215,7 +233,13 @@ async fn handle(State(http): State<Arc<Http>>, request: Request) -> Response {
     };
     let result = dispatch(&http, &mut asked, parts.uri.path()).await;
     let answer = result.unwrap_or_else(|failure| {
-        error::error_answer(&failure, asked.entry.kind, asked.ns.is_some()).into_answer(&failure)
+        let answer = error::error_answer(&failure, asked.entry.kind, asked.ns.is_some());
+        let mut answer = answer.into_answer(&failure);
+        if answer.status == StatusCode::UNAUTHORIZED {
+            let challenge = token::challenge(&http, &failure, &parts.headers, &parts.uri);
+            answer.headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        answer
     });
     if answer.status.is_client_error() {
         push::drain(&mut asked).await;
@@ -227,6 +251,7 @@ async fn dispatch(http: &Http, asked: &mut Asked<'_>, path: &str) -> Result<Answ
     let route = route::route(asked.method, path)?;
     asked.entry.kind = RequestKind::of(&route);
     asked.entry.reference = route.reference();
+    identify(http, asked).await?;
     if matches!(*asked.method, Method::GET | Method::HEAD) {
         let read = read(http, asked, route);
         let answered = tokio::time::timeout(HEADERS_DEADLINE, read).await;
@@ -238,19 +263,32 @@ async fn dispatch(http: &Http, asked: &mut Asked<'_>, path: &str) -> Result<Answ
         Route::Blob { path, digest } => push::blob(http, asked, path, digest).await,
         Route::Uploads { path } => upload::begin(http, asked, path).await,
         Route::Upload { path, id } => upload::go_on(http, asked, path, id).await,
+        Route::Token => token::token(http, asked).await,
         Route::Ping | Route::Catalog | Route::Tags { .. } | Route::Referrers { .. } => {
             Err(Failure::Route(RouteError::Unknown))
         }
     }
 }
 
+/// Before all else: a wrong login gets nothing, not even what is public.
+async fn identify(http: &Http, asked: &mut Asked<'_>) -> Result<(), Failure> {
+    let sent = token::authorization(asked.headers);
+    if sent.is_some() {
+        let looked = tokio::time::timeout(HEADERS_DEADLINE, http.access.identify(sent)).await;
+        asked.caller = looked.map_err(|_| Failure::Deadline)??;
+        asked.entry.caller = Some(asked.caller.subject().clone());
+    }
+    Ok(())
+}
+
 async fn read(http: &Http, asked: &mut Asked<'_>, route: Route<'_>) -> Result<Answer, Failure> {
     match route {
-        Route::Ping => Ok(Answer::json(
-            "application/json",
-            Outcome::Hit,
-            b"{}".to_vec(),
-        )),
+        Route::Ping => {
+            http.access.greet(&asked.caller)?;
+            let body = b"{}".to_vec();
+            Ok(Answer::json("application/json", Outcome::Hit, body))
+        }
+        Route::Token => token::token(http, asked).await,
         Route::Catalog => catalog::catalog(http, asked).await,
         Route::Manifest { path, reference } => {
             manifest::manifest(http, asked, path, &reference).await
@@ -278,6 +316,7 @@ fn respond(answer: Answer, asked: Asked<'_>) -> Response {
         body: _,
         headers: _,
         query: _,
+        caller: _,
         client: _,
         files: _,
         ns,

@@ -34,18 +34,14 @@ impl HostedConfig {
 pub struct HostedRules {
     /// The longest prefix first: it decides.
     prefixes: Vec<Arc<HostedConfig>>,
-    pub(in crate::access) anonymous_push: bool,
 }
 
 impl HostedRules {
-    /// Rules of these prefixes; `anonymous_push`: whoever reaches us may push.
-    pub fn new(prefixes: &[HostedConfig], anonymous_push: bool) -> Self {
+    /// Rules of these prefixes.
+    pub fn new(prefixes: &[HostedConfig]) -> Self {
         let mut prefixes: Vec<_> = prefixes.iter().cloned().map(Arc::new).collect();
         prefixes.sort_by_key(|config| std::cmp::Reverse(config.prefix.as_str().len()));
-        Self {
-            prefixes,
-            anonymous_push,
-        }
+        Self { prefixes }
     }
 
     /// What holds for `repo`; `None` when it is not hosted (any more).
@@ -70,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_decides() {
-        let rules = HostedRules::new(&[config("a", true), config("a/b", false)], false);
+        let rules = HostedRules::new(&[config("a", true), config("a/b", false)]);
         let sparse = |repo: &str| {
             let repo = repo.parse().unwrap();
             rules.of(&repo).map(|config| config.sparse)

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::parts::Opened;
 use crate::access::cap::ReadCap;
-use crate::access::{Access, AccessError, Probe};
+use crate::access::{Access, AccessError, Caller, Probe};
 use crate::admin::Admin;
 use crate::admin::mirror_config::Mirrors;
 use crate::config::Config;
@@ -71,11 +71,11 @@ pub(super) fn panel(view: View, opened: &Opened, tasks: &Tasks) -> Admin {
         degraded: opened.evictor.room().degraded(),
     };
     let names = Arc::clone(&access);
-    let rules = Arc::clone(&access);
+    let (rules, logins) = (Arc::clone(&access), Arc::clone(&access));
     Admin {
         ready: Box::new(move || health.not_ready().is_empty()),
         disk: Box::new(move || disk.read()),
-        config: Box::new(move || config_status(&state.borrow())),
+        config: Box::new(move || config_status(&state.borrow(), logins.users_problem().as_deref())),
         upstreams: Box::new(move || upstreams(&names)),
         transfers: Box::new(move || transfers.list().iter().map(transfer_status).collect()),
         index_state: Box::new(move || {
@@ -114,7 +114,18 @@ impl Disk {
     }
 }
 
-fn config_status(state: &ReloadState) -> ConfigStatus {
+/// `users`: what is wrong with the files of users, which are a part of the configuration.
+fn config_status(state: &ReloadState, users: Option<&str>) -> ConfigStatus {
+    match (state, users) {
+        (ReloadState::Defaults | ReloadState::Current, Some(problem)) => ConfigStatus {
+            state: ConfigState::Refused,
+            error: Some(problem.to_owned()),
+        },
+        (state, _) => state_of(state),
+    }
+}
+
+fn state_of(state: &ReloadState) -> ConfigStatus {
     match state {
         ReloadState::Defaults => ConfigStatus {
             state: ConfigState::Defaults,
@@ -192,7 +203,7 @@ fn repository(access: &Access, image: &ImageReference) -> Option<RepoKey> {
     known.or_else(|| format!("{}/{path}", image.host).parse().ok())
 }
 
-/// A prefetch may read what a client may.
+/// A prefetch may read what a client without a login may.
 fn admission(access: Arc<Access>) -> Admission {
     Box::new(move |image: ImageReference| {
         let access = Arc::clone(&access);
@@ -209,17 +220,23 @@ fn admission(access: Arc<Access>) -> Admission {
 
 fn reason(error: &AccessError) -> PrefetchReason {
     match error {
-        AccessError::Name(_) | AccessError::Hidden(_) => PrefetchReason::Unauthorized,
+        AccessError::Name(_)
+        | AccessError::Hidden(_)
+        | AccessError::LoginNeeded(_)
+        | AccessError::Scope { .. }
+        | AccessError::WrongLogin
+        | AccessError::WrongToken => PrefetchReason::Unauthorized,
         AccessError::Denied(_) | AccessError::Proxied(_) | AccessError::PushDenied(_) => {
             PrefetchReason::Forbidden
         }
-        AccessError::Unavailable { .. } => PrefetchReason::UpstreamUnavailable,
+        AccessError::Unavailable { .. } | AccessError::Busy => PrefetchReason::UpstreamUnavailable,
     }
 }
 
 async fn admit(access: &Access, image: &ImageReference) -> Result<ReadCap, AccessError> {
     let repo = access.resolve(Some(&image.host), image.repository.as_str())?;
+    let probe = image.manifest_ref();
     access
-        .read(repo, Probe::Manifest(&image.manifest_ref()))
+        .read(&Caller::anonymous(), repo, Probe::Manifest(&probe))
         .await
 }

@@ -9,6 +9,7 @@ use coral_schema::process::tasks::Tasks;
 use prometheus_client::registry::Registry;
 
 use super::durability;
+use crate::access::Key;
 use crate::config::Config;
 use crate::evict::Evictor;
 use crate::hosted::Hosted;
@@ -28,6 +29,8 @@ pub(super) struct Opened {
     /// What the store may hold, bytes.
     pub(super) limit: u64,
     pub(super) evictor: Evictor,
+    /// Proves logins.
+    pub(super) key: Key,
 }
 
 /// Opens everything, and starts what looks after it.
@@ -44,6 +47,7 @@ pub(super) async fn open(
         store,
         records,
         limit,
+        key,
     } = disk;
     let space = Arc::clone(store.space());
     let parts = store.clone();
@@ -72,6 +76,7 @@ pub(super) async fn open(
         space,
         limit,
         evictor,
+        key,
     })
 }
 
@@ -81,10 +86,13 @@ struct Disk {
     store: LocalStore,
     records: Bucket,
     limit: u64,
+    key: Key,
 }
 
 fn open_disk(config: &Config, tasks: &Tasks) -> anyhow::Result<Disk> {
     let opened = Index::open(&config.data.join("index.db"), tasks)?;
+    let key = config.data.join("token.key");
+    let key = Key::keep(&key).with_context(|| format!("cannot keep {}", key.display()))?;
     let folder = &config.store.folder;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let volume = volume(folder)
@@ -108,6 +116,7 @@ fn open_disk(config: &Config, tasks: &Tasks) -> anyhow::Result<Disk> {
         store,
         records,
         limit,
+        key,
     })
 }
 

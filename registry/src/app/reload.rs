@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coral_schema::process::tasks::Tasks;
 use tokio::sync::watch;
 
-use crate::access::{Access, HostedRules, Snapshot};
+use crate::access::{Access, HostedRules, Key, Rules, Snapshot, Users, UsersConfig};
 use crate::config::Config;
 use crate::hosted::{Hosted, Settings};
 use crate::name::{NameRules, UpstreamName};
@@ -23,15 +23,20 @@ pub(super) struct Upstreams {
     lent: Lent,
     tasks: Tasks,
     built: Mutex<HashMap<UpstreamName, (UpstreamConfig, Arc<Upstream>)>>,
+    key: Key,
+    users: Mutex<Option<Arc<Users>>>,
 }
 
 impl Upstreams {
-    pub(super) fn new(metrics: UpstreamMetrics, tasks: Tasks) -> Self {
+    /// `key` is what logins are proved with.
+    pub(super) fn new(metrics: UpstreamMetrics, key: Key, tasks: Tasks) -> Self {
         Self {
             metrics,
             lent: Lent::default(),
             tasks,
             built: Mutex::default(),
+            key,
+            users: Mutex::default(),
         }
     }
 
@@ -56,7 +61,17 @@ impl Upstreams {
         Ok(())
     }
 
-    /// The snapshot of a configuration. Reads certificate files: call it where blocking is allowed.
+    /// The same object as long as the same files are named: it knows what it has read.
+    fn users(&self, config: Option<&UsersConfig>) -> Option<Arc<Users>> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.as_ref().map(|users| users.config()) != config {
+            let make = |config: &UsersConfig| Users::new(config.clone(), self.key.clone());
+            *users = config.map(make).map(Arc::new);
+        }
+        users.clone()
+    }
+
+    /// The snapshot of a configuration. Reads certificates and users: call it where blocking is allowed.
     pub(super) fn snapshot(&self, config: &Config) -> Result<Snapshot, BuildError> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = HashMap::new();
@@ -85,11 +100,12 @@ impl Upstreams {
             .map(|(name, (_, upstream))| (name.clone(), Arc::clone(upstream)))
             .collect();
         *built = next;
-        let hosted = HostedRules::new(&config.hosted, config.anonymous_push);
         Ok(Snapshot {
             rules,
             upstreams,
-            hosted,
+            hosted: HostedRules::new(&config.hosted),
+            grants: Rules::new(config.access.clone(), config.anonymous_push),
+            users: self.users(config.users.as_ref()),
         })
     }
 }

@@ -73,7 +73,22 @@ fn patterns<'t>(name: &UpstreamName, items: Vec<Item<'t>>) -> Vec<Pattern<'t>> {
     items.into_iter().filter_map(read).collect()
 }
 
-fn repository_pattern(name: &UpstreamName, text: &str) -> Result<RepositoryPattern, String> {
+/// A pattern of repositories of the upstream `name`.
+pub(super) fn repository_pattern(
+    name: &UpstreamName,
+    text: &str,
+) -> Result<RepositoryPattern, String> {
+    let pattern = pattern(text)?;
+    if name.as_str() == DOCKER_HUB && !text.contains('/') && text != "**" {
+        return Err(format!(
+            "matches nothing on Docker Hub; its names have two components, like library/{text}"
+        ));
+    }
+    Ok(pattern)
+}
+
+/// A pattern of repositories.
+pub(super) fn pattern(text: &str) -> Result<RepositoryPattern, String> {
     let is_known =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-/*?".contains(&byte);
     if !text.bytes().all(is_known) {
@@ -93,11 +108,6 @@ fn repository_pattern(name: &UpstreamName, text: &str) -> Result<RepositoryPatte
     };
     if components.iter().enumerate().any(stray) {
         return Err("has ** before its end; ** may only be the whole last component".to_owned());
-    }
-    if name.as_str() == DOCKER_HUB && components.len() == 1 && text != "**" {
-        return Err(format!(
-            "matches nothing on Docker Hub; its names have two components, like library/{text}"
-        ));
     }
     Glob::new(text, true)
         .map(RepositoryPattern)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coral_schema::oci::reference::DOCKER_HUB;
 use url::Url;
 
+use super::access::{access, users};
 use super::admin::admin;
 use super::hosted::{gc, hosted};
 use super::item::Item;
@@ -44,6 +45,8 @@ pub(super) fn convert(
     claims.check_names();
     claims.check_loops(address.as_ref(), listen);
     let data = data(&mut section, overrides);
+    let hosted = hosted(&mut section);
+    let users = users(&mut section);
     let config = Config {
         listen,
         address,
@@ -58,14 +61,16 @@ pub(super) fn convert(
         store: store(section.section("store"), &data, unset_limit),
         data,
         default_upstream: default_upstream(&mut section, &upstreams),
+        access: access(&mut section, users.as_ref(), &hosted, &upstreams),
         upstreams,
-        hosted: hosted(&mut section),
+        hosted,
         gc: gc(section.section("gc")),
+        users,
         anonymous_push: section.flag("anonymousPush"),
         manifest_max_bytes: manifest_max_bytes(section.section("manifest")),
         cache: cache(section.section("cache")),
     };
-    for key in ["hotCache", "users", "access", "peers"] {
+    for key in ["hotCache", "peers"] {
         section.unsupported(key);
     }
     section.finish();
@@ -173,15 +178,20 @@ fn default_upstream(
     };
     item.value(|text| {
         let name = upstream_name(text)?;
-        let meant = upstreams.iter().find(|upstream| {
-            upstream.name == name
-                || upstream.aliases.contains(&name)
-                || (upstream.name.as_str() == DOCKER_HUB && is_docker_hub(&name))
-        });
-        meant
-            .map(|upstream| upstream.name.clone())
-            .ok_or_else(|| "is not one of the upstreams; name it under upstreams, too".to_owned())
+        let unknown = || "is not one of the upstreams; name it under upstreams, too".to_owned();
+        meant(upstreams, &name).ok_or_else(unknown)
     })
+}
+
+/// The upstream that a name, or an alias, stands for.
+pub(super) fn meant(upstreams: &[UpstreamConfig], name: &UpstreamName) -> Option<UpstreamName> {
+    let mut upstreams = upstreams.iter();
+    let meant = upstreams.find(|upstream| {
+        upstream.name == *name
+            || upstream.aliases.contains(name)
+            || (upstream.name.as_str() == DOCKER_HUB && is_docker_hub(name))
+    });
+    meant.map(|upstream| upstream.name.clone())
 }
 
 /// At most this much of manifests is in flight in the whole process, so a single one cannot be larger.

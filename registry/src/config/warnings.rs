@@ -3,6 +3,7 @@
 use coral_schema::mirror_config::HostPort;
 
 use super::{AdminConfig, Config};
+use crate::access::Rule;
 use crate::upstream::{UpstreamConfig, VisibilityMode};
 
 /// Sentences for the log.
@@ -16,22 +17,38 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     warnings.extend(admin_warning(&config.admin));
-    if config.anonymous_push && !config.hosted.is_empty() {
-        warnings.push(
-            "anonymousPush is true: whoever reaches this registry can push to its hosted repositories, and delete from them"
-                .to_owned(),
-        );
-    }
-    if !config.anonymous_push && !config.hosted.is_empty() {
-        warnings.push(
-            "hosted names repositories, but nobody can push to them: there are no users, and anonymousPush is false"
-                .to_owned(),
-        );
-    }
+    warnings.extend(access_warnings(config, is_open));
     for upstream in &config.upstreams {
         warnings.extend(upstream_warnings(upstream, is_open));
     }
     warnings
+}
+
+fn access_warnings(config: &Config, is_open: bool) -> Vec<String> {
+    let is_hosting = !config.hosted.is_empty();
+    let needs_login = config.access.iter().any(Rule::needs_login);
+    let realm = config.users.as_ref().and_then(|users| users.realm.as_ref());
+    let is_encrypted = config.tls.is_some() || realm.is_some_and(|realm| realm.scheme() == "https");
+    let found = [
+        (
+            config.anonymous_push && is_hosting,
+            "anonymousPush is true: whoever reaches this registry can push to its hosted repositories, and delete from them",
+        ),
+        (
+            !config.anonymous_push && is_hosting && config.access.is_empty(),
+            "hosted names repositories, but nobody can use them: access has no rules, and anonymousPush is false",
+        ),
+        (
+            config.users.is_some() && !needs_login,
+            "users can log in, but none of the rules under access is about them",
+        ),
+        (
+            config.users.is_some() && is_open && !is_encrypted,
+            "users log in over plain HTTP: anybody on the way can read their passwords; see tls, or users.realm behind a proxy",
+        ),
+    ];
+    let found = found.into_iter().filter(|(holds, _)| *holds);
+    found.map(|(_, sentence)| sentence.to_owned()).collect()
 }
 
 fn admin_warning(admin: &AdminConfig) -> Option<String> {

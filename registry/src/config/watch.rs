@@ -242,6 +242,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         hosted: _,
         gc: _,
         anonymous_push: _,
+        users: _,
+        access: _,
         manifest_max_bytes: _,
         cache: _,
     } = old;

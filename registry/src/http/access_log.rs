@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
 use super::RequestKind;
+use crate::access::Subject;
 use crate::name::{RepoKey, UpstreamName};
 use crate::pull::{BodyError, Outcome};
 
@@ -143,6 +144,8 @@ pub(super) struct Entry {
     started: Instant,
     method: Method,
     pub(super) kind: RequestKind,
+    /// Who sent it, once that was proved.
+    pub(super) caller: Option<Subject>,
     pub(super) repo: Option<RepoKey>,
     pub(super) reference: Option<ManifestRef>,
     /// `None` until there is an answer.
@@ -162,6 +165,7 @@ impl Entry {
             started: Instant::now(),
             method,
             kind: RequestKind::Other,
+            caller: None,
             repo: None,
             reference: None,
             status: None,
@@ -200,6 +204,7 @@ impl Entry {
             ($level:ident) => {
                 tracing::$level!(
                     method = %self.method,
+                    caller = self.caller.as_ref().map(tracing::field::display),
                     repository = self.repo.as_ref().map(tracing::field::display),
                     reference = self.reference.as_ref().map(tracing::field::display),
                     result = result_name(self.outcome),

@@ -1,4 +1,4 @@
-//! `/v2/_catalog`: the repositories that anybody may read, by their canonical names.
+//! `/v2/_catalog`: the repositories that the caller may read, by their canonical names.
 
 use serde::Serialize;
 
@@ -29,19 +29,24 @@ pub(super) async fn catalog(http: &Http, asked: &Asked<'_>) -> Result<Answer, Fa
     let found = match length {
         0 => Vec::new(),
         // One more than wanted tells whether there is another page.
-        _ => listed(http, last, length + 1).await,
+        _ => listed(http, asked, last, length + 1).await,
     };
     Ok(answer(&found, length))
 }
 
-/// The first `wanted` repositories after `last` that everybody may see. A page is never cut short before that: its last
-/// entry, where the next one starts, must be one that everybody may see, too.
-async fn listed(http: &Http, mut last: Option<RepoKey>, wanted: usize) -> Vec<String> {
+/// The first `wanted` repositories after `last` that the caller may see. A page is never cut short before that: its last
+/// entry, where the next one starts, must be one that the caller may see, too.
+async fn listed(
+    http: &Http,
+    asked: &Asked<'_>,
+    mut last: Option<RepoKey>,
+    wanted: usize,
+) -> Vec<String> {
     let mut found = Vec::new();
     loop {
         let batch = http.puller.repositories(last.as_ref(), BATCH).await;
         for repo in &batch {
-            if http.access.may_list(repo).await {
+            if http.access.may_list(&asked.caller, repo).await {
                 found.push(repo.to_string());
             }
             if found.len() == wanted {

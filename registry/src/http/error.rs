@@ -20,9 +20,9 @@ use super::route::RouteError;
 use super::upload::{range, set};
 use crate::access::AccessError;
 use crate::hosted::HostedError;
-use crate::name::NameError;
 use crate::pull::{Outcome, PullError};
 
+mod access;
 mod hosted;
 
 /// Why a request gets no content.
@@ -37,6 +37,9 @@ pub(super) enum Failure {
     /// The caller may not read it, or there is nothing of that name.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// No token is given for what the request shows.
+    #[error(transparent)]
+    Token(AccessError),
     /// It cannot be had.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -153,7 +156,7 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
         Failure::Parameter(message) => {
             ErrorAnswer::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
         }
-        Failure::Access(error) => access(error, kind),
+        Failure::Access(error) | Failure::Token(error) => access::access(error, kind, mirror),
         Failure::Pull(error) => pull(error, kind, mirror),
         Failure::NotCached => ErrorAnswer::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -195,43 +198,6 @@ fn route(error: &RouteError) -> ErrorAnswer {
         RouteError::NewTag(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
     };
     ErrorAnswer::new(status, code, error)
-}
-
-fn access(error: &AccessError, kind: RequestKind) -> ErrorAnswer {
-    match error {
-        AccessError::Name(name) => {
-            let (status, code) = match name {
-                NameError::UnknownUpstream(_) | NameError::NoUpstream | NameError::NotHosted(_) => {
-                    (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
-                }
-                NameError::Malformed(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
-            };
-            ErrorAnswer::new(status, code, name)
-        }
-        AccessError::Denied(_) => ErrorAnswer::new(
-            StatusCode::FORBIDDEN,
-            ErrorCode::Denied,
-            "the configuration of this cache does not allow this repository (allow, deny); ask its administrator, or \
-             pull from the upstream registry",
-        ),
-        AccessError::Hidden(_) => unknown(kind),
-        AccessError::Proxied(_) => ErrorAnswer::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            ErrorCode::Unsupported,
-            "this repository is pulled through from its upstream and takes no changes here; push to the upstream \
-             registry, or to a name below a hosted prefix",
-        ),
-        AccessError::PushDenied(_) => ErrorAnswer::new(
-            StatusCode::FORBIDDEN,
-            ErrorCode::Denied,
-            "nobody may push here: this registry knows no users, and anonymousPush is false; ask its administrator",
-        ),
-        AccessError::Unavailable {
-            repo: _,
-            reason,
-            retry_after,
-        } => unavailable(reason, *retry_after),
-    }
 }
 
 fn pull(error: &PullError, kind: RequestKind, mirror: bool) -> ErrorAnswer {
@@ -289,6 +255,7 @@ fn unknown(kind: RequestKind) -> ErrorAnswer {
         | RequestKind::Tags
         | RequestKind::Referrers
         | RequestKind::Upload
+        | RequestKind::Token
         | RequestKind::Other => (ErrorCode::NameUnknown, "repository"),
     };
     ErrorAnswer::new(
@@ -329,6 +296,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::name::NameError;
     use crate::pull::Kind;
 
     fn seen(failure: &Failure, kind: RequestKind, mirror: bool) -> (u16, ErrorCode, bool) {

@@ -11,6 +11,7 @@ use super::error::Failure;
 use super::route::RouteError;
 use super::upload::{location, set};
 use super::{Asked, Http};
+use crate::access::Verb;
 use crate::access::cap::WriteCap;
 use crate::hosted::{self, Accepted, Condition, HostedError, Pushed};
 use crate::pull::Outcome;
@@ -28,8 +29,12 @@ pub(super) async fn manifest(
     path: &str,
     reference: ManifestRef,
 ) -> Result<Answer, Failure> {
-    let cap = http.admit_change(asked, path)?;
-    if *asked.method == Method::PUT {
+    let verb = match *asked.method {
+        Method::PUT => Verb::Push,
+        _ => Verb::Delete,
+    };
+    let cap = http.admit_change(asked, path, verb)?;
+    if verb == Verb::Push {
         return put(http, asked, path, &cap, reference).await;
     }
     match reference {
@@ -49,7 +54,7 @@ pub(super) async fn blob(
     path: &str,
     digest: Digest,
 ) -> Result<Answer, Failure> {
-    let cap = http.admit_change(asked, path)?;
+    let cap = http.admit_change(asked, path, Verb::Delete)?;
     http.hosted.delete_blob(&cap, digest).await?;
     Ok(Answer::new(StatusCode::ACCEPTED, Outcome::Hit))
 }

@@ -58,6 +58,8 @@ pub enum Route<'a> {
         /// Their subject.
         digest: Digest,
     },
+    /// `/token`: what challenges name.
+    Token,
 }
 
 impl Route<'_> {
@@ -72,7 +74,8 @@ impl Route<'_> {
             | Self::Catalog
             | Self::Tags { .. }
             | Self::Uploads { .. }
-            | Self::Upload { .. } => None,
+            | Self::Upload { .. }
+            | Self::Token => None,
         }
     }
 
@@ -83,6 +86,7 @@ impl Route<'_> {
             Self::Manifest { .. } => "GET, HEAD, PUT, DELETE",
             Self::Blob { .. } => "GET, HEAD, DELETE",
             Self::Uploads { .. } => "POST",
+            Self::Token => "GET, POST",
             Self::Upload { .. } => "GET, HEAD, PATCH, PUT, DELETE",
         }
     }
@@ -125,6 +129,9 @@ pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, RouteError
 }
 
 fn of_path(path: &str) -> Result<Route<'_>, RouteError> {
+    if path == "/token" {
+        return Ok(Route::Token);
+    }
     let rest = match path.strip_prefix("/v2") {
         Some("" | "/") => "",
         Some(rest) => rest.strip_prefix('/').ok_or(RouteError::Unknown)?,
@@ -262,6 +269,7 @@ mod tests {
     #[case("", Err(RouteError::Unknown))]
     #[case("/", Err(RouteError::Unknown))]
     #[case("/v1/", Err(RouteError::Unknown))]
+    #[case("/token/", Err(RouteError::Unknown))]
     #[case("/v2x/a/tags/list", Err(RouteError::Unknown))]
     #[case("/v2//", Err(RouteError::Unknown))]
     #[case("/v2/a", Err(RouteError::Unknown))]
@@ -293,6 +301,7 @@ mod tests {
     #[case("/v2/a/tags/list", READ)]
     #[case("/v2/a/manifests/latest", "GET, HEAD, PUT, DELETE")]
     #[case("/v2/a/blobs/uploads/", "POST")]
+    #[case("/token", "GET, POST")]
     #[case("/v2/a/blobs/uploads/x", "GET, HEAD, PATCH, PUT, DELETE")]
     fn other_methods_are_told_so(#[case] path: &str, #[case] known: &'static str) {
         let methods = [Method::PUT, Method::POST, Method::DELETE, Method::PATCH];

@@ -29,6 +29,7 @@ impl Server {
             let entry = Entry::new(Arc::clone(&log), request.method().clone());
             let asked = Asked {
                 files: None,
+                caller: Caller::anonymous(),
                 client: None,
                 method: request.method(),
                 body: Mutex::default(),

@@ -10,6 +10,7 @@ use super::error::Failure;
 use super::push::body;
 use super::route::{Query, RouteError};
 use super::{Asked, Http};
+use crate::access::Verb;
 use crate::access::cap::WriteCap;
 use crate::hosted::{Chunk, HostedError};
 use crate::name::RepoKey;
@@ -24,10 +25,10 @@ pub(super) async fn begin(
     asked: &mut Asked<'_>,
     path: &str,
 ) -> Result<Answer, Failure> {
-    let cap = http.admit_change(asked, path)?;
+    let cap = http.admit_change(asked, path, Verb::Push)?;
     let query = asked.query;
     if let Some(digest) = digest_of(query, "mount")?
-        && mount(http, &cap, digest, query.get("from").as_deref()).await?
+        && mount(http, asked, &cap, digest).await?
     {
         return Ok(created(asked, path, &digest));
     }
@@ -48,17 +49,17 @@ pub(super) async fn begin(
 /// `false`: the client has to upload it.
 async fn mount(
     http: &Http,
+    asked: &Asked<'_>,
     cap: &WriteCap,
     digest: Digest,
-    from: Option<&str>,
 ) -> Result<bool, Failure> {
-    let sources = match from {
-        Some(from) => http.access.resolve(None, from).into_iter().collect(),
+    let sources = match asked.query.get("from") {
+        Some(from) => http.access.resolve(None, &from).into_iter().collect(),
         None => http.hosted.hosts_of(&digest).await?,
     };
     for source in sources.into_iter().filter(RepoKey::is_hosted) {
         // What may not be read is not there.
-        if let Ok(from) = http.access.read_hosted(source)
+        if let Ok(from) = http.access.read_hosted(&asked.caller, source)
             && http.hosted.mount(cap, digest, from).await?
         {
             return Ok(true);
@@ -74,7 +75,7 @@ pub(super) async fn go_on(
     path: &str,
     id: &str,
 ) -> Result<Answer, Failure> {
-    let cap = http.admit_change(asked, path)?;
+    let cap = http.admit_change(asked, path, Verb::Push)?;
     let id = parse(id)?;
     match *asked.method {
         Method::DELETE => {
@@ -108,7 +109,7 @@ pub(super) async fn status(
     path: &str,
     id: &str,
 ) -> Result<Answer, Failure> {
-    let cap = http.admit_change(asked, path)?;
+    let cap = http.admit_change(asked, path, Verb::Push)?;
     let id = parse(id)?;
     let received = http.hosted.status(&cap, &id).await?;
     Ok(session(asked, path, &id, received, StatusCode::NO_CONTENT))
