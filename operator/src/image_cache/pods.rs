@@ -46,7 +46,11 @@ impl Discover {
         });
         let include = include.collect();
         Self {
-            pods: requirements(Some(&discover.pod_selector), path, mistakes),
+            pods: requirements(
+                Some(&discover.pod_selector),
+                &format!("{path}.podSelector"),
+                mistakes,
+            ),
             include,
             max: usize::try_from(discover.max).unwrap_or(usize::MAX),
             keep_for: discover.keep_for.0,

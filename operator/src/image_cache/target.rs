@@ -49,9 +49,14 @@ impl NodeFilter {
         }
         let pods = target.pod_selector.as_ref();
         Self {
-            pods: pods.map(|pods| requirements(Some(pods), path, mistakes)),
+            pods: pods
+                .map(|pods| requirements(Some(pods), &format!("{path}.podSelector"), mistakes)),
             pod_nodes: None,
-            labels: requirements(target.selector.as_ref(), path, mistakes),
+            labels: requirements(
+                target.selector.as_ref(),
+                &format!("{path}.selector"),
+                mistakes,
+            ),
             names: target
                 .names
                 .as_ref()
@@ -125,6 +130,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
+/// `path` is the selector's own, for what is wrong in it.
 pub(super) fn requirements(
     selector: Option<&LabelSelector>,
     path: &str,
@@ -140,10 +146,7 @@ pub(super) fn requirements(
     for (index, expression) in expressions.into_iter().flatten().enumerate() {
         match requirement(expression) {
             Ok(requirement) => all.push(requirement),
-            Err(message) => mistakes.add(
-                format!("{path}.selector.matchExpressions[{index}]"),
-                message,
-            ),
+            Err(message) => mistakes.add(format!("{path}.matchExpressions[{index}]"), message),
         }
     }
     all

@@ -152,6 +152,9 @@ fn mistakes_have_paths() {
         "sets:
 - {name: a, images: [nginx], nodes: {selector: {matchExpressions: [{key: a, operator: Near}, {key: b, operator: In}]}}}
 - {name: b, images: ['', nginx], platforms: [amd64], nodes: {taintPolicy: Bend}}
+- name: c
+  discover: {podSelector: {matchExpressions: [{key: a, operator: In}]}}
+  nodes: {podSelector: {matchExpressions: [{key: a, operator: Exists}, {key: b, operator: Near}]}}
 refresh: {tagPolicy: Chase, onEviction: Sometimes}
 rollout: {maxConcurrentNodes: 0%, order: Sideways}
 retention: {deletionPolicy: Burn}",
@@ -174,6 +177,8 @@ retention: {deletionPolicy: Burn}",
             "spec.sets[1].images[0]",
             "spec.sets[1].platforms[0]",
             "spec.sets[1].nodes.taintPolicy",
+            "spec.sets[2].discover.podSelector.matchExpressions[0]",
+            "spec.sets[2].nodes.podSelector.matchExpressions[1]",
             "spec.rollout.maxConcurrentNodes",
         ]
     );
