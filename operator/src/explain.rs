@@ -20,6 +20,7 @@ use crate::image_cache::dereference::{CacheFacts, NodeFacts, Nodes, Surroundings
 use crate::image_cache::served::Registries;
 use crate::image_cache::validate::{ValidatedImageCache, validate};
 use crate::image_cache::{pods, waiting};
+use crate::node_cache::stored::Common;
 use crate::node_cache::wishes::ObjectKey;
 use crate::registry::Registry;
 
@@ -164,8 +165,10 @@ fn image(entry: &Entry) -> Option<PrefetchImage> {
 fn facts(nodes: &[Node], caches: Vec<NodeCache>) -> Nodes {
     let caches = caches.into_iter().map(|cache| (cache.name_any(), cache));
     let mut caches: std::collections::HashMap<String, NodeCache> = caches.collect();
+    let mut common = Common::default();
     let facts = nodes.iter().map(|node| {
-        let cache = caches.remove(&node.name_any()).map(Arc::new);
+        let cache = caches.remove(&node.name_any());
+        let cache = cache.map(|cache| Arc::new(common.keep(cache)));
         let facts = NodeFacts::new(node, cache, None, Duration::ZERO);
         (Arc::clone(&facts.name), Arc::new(facts))
     });

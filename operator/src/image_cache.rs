@@ -4,7 +4,7 @@
 //!
 //! | Step | Signature |
 //! |---|---|
-//! | dereference | [`dereference::NodeFacts::new`]`(&Node, Option<Arc<NodeCache>>, before, uptime)`, [`dereference::Surroundings`] |
+//! | dereference | [`dereference::NodeFacts::new`]`(&Node, Option<Arc<Stored>>, before, uptime)`, [`dereference::Surroundings`] |
 //! | validate | [`validate::validate`]`(&ImageCache) -> Result<ValidatedImageCache, Invalid>` |
 //! | pods | [`pods::join`]`(&mut ValidatedImageCache, &[&Pod], &mut Seen, Option<&ImageCacheStatus>, uptime)` |
 //! | refresh | [`refresh::due`]`(&ValidatedImageCache, Option<&ImageCacheStatus>, default_interval, now) -> Due` |

@@ -25,6 +25,7 @@ pub mod pods;
 pub mod queue;
 pub mod registry;
 pub mod scheduling;
+pub mod shared;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod uninstall;

@@ -27,6 +27,7 @@ use crate::image_cache::status::{Outcome, status};
 use crate::image_cache::validate::{ValidatedImageCache, validate};
 use crate::image_cache::waiting::explain;
 use crate::node_cache::merge::{Circumstances, Cluster, Merged, merge};
+use crate::node_cache::stored::{Common, Stored};
 use crate::node_cache::wishes::{ObjectKey, Wishes};
 
 /// A spec as YAML, in namespace `ml`.
@@ -159,13 +160,19 @@ impl World {
     /// Makes facts of what changed.
     pub(crate) fn look(&mut self) -> &Nodes {
         let facts = self.nodes.iter().map(|(name, node)| {
-            let stored = self.stored.get(name).cloned().map(Arc::new);
+            let stored = self.kept(name).map(Arc::new);
             let before = self.facts.get(name.as_str()).map(|facts| &**facts);
             let facts = NodeFacts::new(node, stored, before, self.uptime);
             (Arc::from(name.as_str()), Arc::new(facts))
         });
         self.facts = facts.collect();
         &self.facts
+    }
+
+    /// What the operator remembers of a node's `NodeCache`.
+    pub(crate) fn kept(&self, name: &str) -> Option<Stored> {
+        let stored = self.stored.get(name).cloned();
+        stored.map(|stored| Common::default().keep(stored))
     }
 
     fn with_surroundings<T>(
@@ -232,10 +239,11 @@ impl World {
             nodes: self.nodes.len(),
             mirror: None,
         };
+        let stored = self.kept(name);
         let around = Circumstances {
             uid: self.nodes[name].metadata.uid.as_deref().unwrap(),
             paused: false,
-            stored: self.stored.get(name),
+            stored: stored.as_ref(),
             pods: None,
             cluster: &cluster,
             now: self.now,

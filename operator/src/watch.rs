@@ -193,7 +193,7 @@ fn follow<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    watcher(api, config.timeout(seconds(WATCH)))
+    watcher(api, config.timeout(seconds(WATCH)).page_size(PAGE))
         .default_backoff()
         .modify(prune)
         .filter_map(|event| async move {
@@ -205,11 +205,24 @@ where
         })
 }
 
+/// The same event of what is kept of its object.
+pub fn map<K, L>(event: watcher::Event<K>, mut keep: impl FnMut(K) -> L) -> watcher::Event<L> {
+    match event {
+        watcher::Event::Apply(object) => watcher::Event::Apply(keep(object)),
+        watcher::Event::Delete(object) => watcher::Event::Delete(keep(object)),
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(keep(object)),
+        watcher::Event::InitDone => watcher::Event::InitDone,
+    }
+}
+
 /// What stands in every object and is never looked at: a third of its size.
 pub fn prune_metadata<K: Resource>(object: &mut K) {
     object.managed_fields_mut().clear();
 }
 
+/// Objects of a list that are in memory at once, as text and whole, before they are pruned.
+const PAGE: u32 = 100;
 /// One watch request lives this long: a connection that died unnoticed is found out.
 const WATCH: Duration = Duration::from_mins(4);
 

@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use coral_schema::admin::PrefetchState;
 use coral_schema::crd::image_cache::TagPolicy;
-use coral_schema::crd::node_cache::{NodeImage, NodeImageStatus, NodeRegistryPolicy};
+use coral_schema::crd::node_cache::{NodeImage, NodeRegistryPolicy};
 use coral_schema::oci::Platform;
 
 use super::dereference::{NodeFacts, Surroundings};
 use super::validate::{ValidatedImage, ValidatedImageCache};
+use crate::node_cache::stored::ImageReport;
 use crate::node_cache::wishes::{NodeWish, ObjectWishes, Verdict};
 
 pub mod progress;
@@ -282,7 +283,7 @@ fn followed(object: &ValidatedImageCache, around: &Surroundings<'_>) -> Vec<Opti
 /// Does the node hold other content, without having been sent for this one? A node that was, and came back with something
 /// else, is not sent again for the same: it would go on for ever.
 fn is_outdated(
-    (stored, report): (Option<&NodeImage>, Option<&NodeImageStatus>),
+    (stored, report): (Option<&NodeImage>, Option<&ImageReport>),
     newest: Option<&str>,
 ) -> bool {
     let held = report.and_then(|report| report.digest.as_deref());
@@ -324,7 +325,7 @@ impl<'a> Previous<'a> {
     fn at(&self, node: &str) -> Option<Vec<Option<NodeWish>>> {
         let wishes = self.wishes?.nodes.get(node)?;
         let mut all = vec![None; self.len];
-        for wish in wishes {
+        for wish in wishes.iter() {
             if let Some(index) = self.images[wish.image] {
                 all[index] = Some(*wish);
             }

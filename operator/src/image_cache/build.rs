@@ -51,11 +51,15 @@ fn wishes(
         });
         pairs.collect()
     };
-    let nodes = assignment
-        .nodes
-        .iter()
-        .map(|plan| (Arc::clone(&plan.node.name), granted(plan)))
-        .filter(|(_, wishes)| !wishes.is_empty());
+    let mut last: Arc<[NodeWish]> = Arc::default();
+    let nodes = assignment.nodes.iter().map(|plan| {
+        let wishes = granted(plan);
+        if *last != *wishes {
+            last = wishes.into();
+        }
+        (Arc::clone(&plan.node.name), Arc::clone(&last))
+    });
+    let nodes = nodes.filter(|(_, wishes)| !wishes.is_empty());
     ObjectWishes {
         object: object.key.clone(),
         created: object.created,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::admin::PrefetchImage;
-use coral_schema::crd::node_cache::{NodeCache, NodeCacheStatus, NodeImage, NodeImageStatus};
+use coral_schema::crd::node_cache::NodeImage;
 use coral_schema::crd::{ImageCacheStatus, PAUSED_ANNOTATION};
 use coral_schema::oci::Platform;
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use super::secrets::PullSecrets;
 use super::served::Registries;
+use crate::node_cache::stored::{ImageReport, Stored, StoredStatus};
 use crate::node_cache::wishes::{NodeVerdicts, ObjectWishes};
 
 /// A Ready node whose warmer answers no spec for so long is silent.
@@ -74,16 +75,14 @@ pub struct NodeFacts {
     pub unanswered_since: Option<Duration>,
     /// Sets that it holds something for, as they stand in `owners[]` (L20: whose status its report may change).
     pub owners: BTreeSet<String>,
-    cache: Option<Arc<NodeCache>>,
-    wished: Vec<u16>,
-    reported: Vec<u16>,
+    cache: Option<Arc<Stored>>,
 }
 
 impl NodeFacts {
     /// `before` are the facts that these replace: how long an answer is due is not in the objects.
     pub fn new(
         node: &Node,
-        cache: Option<Arc<NodeCache>>,
+        cache: Option<Arc<Stored>>,
         before: Option<&Self>,
         uptime: Duration,
     ) -> Self {
@@ -108,28 +107,20 @@ impl NodeFacts {
                 .map(|time| time.0),
             paused: is_paused(node),
             unanswered_since: None,
-            wished: sorted(cache.iter().flat_map(|cache| &cache.spec.images), |image| {
-                &image.reference
-            }),
             owners: owners(cache.as_deref()),
-            reported: Vec::new(),
             cache,
         };
-        facts.reported = sorted(
-            facts.status().into_iter().flat_map(|status| &status.images),
-            |image| &image.reference,
-        );
         facts.unanswered_since = facts.unanswered(before, uptime);
         facts
     }
 
     /// The node's `NodeCache`, if it is this node's.
-    pub fn cache(&self) -> Option<&NodeCache> {
+    pub fn cache(&self) -> Option<&Stored> {
         self.cache.as_deref()
     }
 
     /// What the node's warmer reported, if it was of this node.
-    pub fn status(&self) -> Option<&NodeCacheStatus> {
+    pub fn status(&self) -> Option<&StoredStatus> {
         let status = self.cache.as_ref()?.status.as_ref()?;
         (status.node_uid.as_ref() == Some(&self.uid)).then_some(status)
     }
@@ -137,29 +128,29 @@ impl NodeFacts {
     /// What its stored spec says of an image, by exact spelling.
     pub fn wished(&self, reference: &str) -> Option<&NodeImage> {
         let images = &self.cache.as_ref()?.spec.images;
-        find(&self.wished, reference, |index| &images[index].reference).map(|index| &images[index])
+        let found = images.binary_search_by(|image| image.reference.as_str().cmp(reference));
+        found.ok().map(|index| &*images[index])
     }
 
     /// What it reported of an image, by exact spelling.
-    pub fn reported(&self, reference: &str) -> Option<&NodeImageStatus> {
+    pub fn reported(&self, reference: &str) -> Option<&ImageReport> {
         let images = &self.status()?.images;
-        find(&self.reported, reference, |index| &images[index].reference)
-            .map(|index| &images[index])
+        let found = images.binary_search_by(|image| (*image.reference).cmp(reference));
+        found.ok().map(|index| &images[index])
     }
 
     /// For images in the order of their spellings: finds what the two methods above find, many times faster.
     pub fn walk(&self) -> Walk<'_> {
-        let specs = self
-            .cache
-            .as_ref()
-            .map_or(&[][..], |cache| &cache.spec.images);
+        let cache = self.cache.as_ref();
         Walk {
-            wished: Cursor::new(&self.wished, specs, |image| &image.reference),
-            reported: Cursor::new(
-                &self.reported,
-                self.status().map_or(&[][..], |status| &status.images),
-                |image| &image.reference,
-            ),
+            wished: Cursor {
+                rest: cache.map_or(&[][..], |cache| &cache.spec.images),
+                name: |image| &image.reference,
+            },
+            reported: Cursor {
+                rest: self.status().map_or(&[][..], |status| &status.images),
+                name: |image| &image.reference,
+            },
         }
     }
 
@@ -217,53 +208,52 @@ impl NodeFacts {
 /// See [`NodeFacts::walk`].
 #[derive(Debug)]
 pub struct Walk<'a> {
-    wished: Cursor<'a, NodeImage>,
-    reported: Cursor<'a, NodeImageStatus>,
+    wished: Cursor<'a, Arc<NodeImage>>,
+    reported: Cursor<'a, ImageReport>,
 }
 
 impl<'a> Walk<'a> {
     /// What the stored spec and the report say of an image. Each spelling comes after the one asked for before.
-    pub fn find(
-        &mut self,
-        reference: &str,
-    ) -> (Option<&'a NodeImage>, Option<&'a NodeImageStatus>) {
-        (self.wished.find(reference), self.reported.find(reference))
+    pub fn find(&mut self, reference: &str) -> (Option<&'a NodeImage>, Option<&'a ImageReport>) {
+        let wished = self.wished.find(reference);
+        (wished.map(Arc::as_ref), self.reported.find(reference))
     }
 }
 
 /// A place in a list that is read in the order of its names.
 #[derive(Debug)]
 struct Cursor<'a, T> {
-    rest: &'a [u16],
-    all: &'a [T],
-    name: fn(&T) -> &String,
+    rest: &'a [T],
+    name: fn(&T) -> &str,
 }
 
 impl<'a, T> Cursor<'a, T> {
-    fn new(indices: &'a [u16], all: &'a [T], name: fn(&T) -> &String) -> Self {
-        Self {
-            rest: indices,
-            all,
-            name,
+    /// Where most of a list is wanted, the next one is nearly always the right one; else it is near by.
+    fn find(&mut self, wanted: &str) -> Option<&'a T> {
+        let is = |entry: &T| (self.name)(entry) == wanted;
+        if !self.rest.first().is_some_and(is) {
+            self.skip_to(wanted);
         }
+        let (found, rest) = self.rest.split_first()?;
+        if (self.name)(found) != wanted {
+            return None;
+        }
+        self.rest = rest;
+        Some(found)
     }
 
-    /// Looks near by first: where most of a list is wanted, the next one is nearly always the right one.
-    fn find(&mut self, wanted: &str) -> Option<&'a T> {
-        let is_before = |index: &u16| (self.name)(&self.all[usize::from(*index)]).as_str() < wanted;
+    fn skip_to(&mut self, wanted: &str) {
+        let is_before = |entry: &T| (self.name)(entry) < wanted;
         let mut step = 1;
         while step < self.rest.len() && is_before(&self.rest[step - 1]) {
             step *= 2;
         }
         let near = &self.rest[..step.min(self.rest.len())];
-        let skipped = near.partition_point(is_before);
-        self.rest = &self.rest[skipped..];
-        let found = &self.all[usize::from(*self.rest.first()?)];
-        ((self.name)(found) == wanted).then_some(found)
+        self.rest = &self.rest[near.partition_point(is_before)..];
     }
 }
 
-fn owners(cache: Option<&NodeCache>) -> BTreeSet<String> {
+fn owners(cache: Option<&Stored>) -> BTreeSet<String> {
     let mut owners = BTreeSet::new();
     let images = cache.into_iter().flat_map(|cache| &cache.spec.images);
     for owner in images.flat_map(|image| &image.owners) {
@@ -299,21 +289,6 @@ fn taints(spec: Option<&k8s_openapi::api::core::v1::NodeSpec>) -> Vec<Taint> {
 
 /// What Kubernetes adds to a cordoned node, a moment after `spec.unschedulable`.
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
-
-/// Indices in the order of what `name` gives; lists have at most 256 entries.
-fn sorted<'a, T: 'a>(all: impl Iterator<Item = &'a T>, name: impl Fn(&T) -> &String) -> Vec<u16> {
-    let all: Vec<&T> = all.collect();
-    let mut indices: Vec<u16> = (0..).take(all.len()).collect();
-    indices.sort_by_key(|&index| name(all[usize::from(index)]));
-    indices
-}
-
-fn find<'a>(indices: &[u16], wanted: &str, name: impl Fn(usize) -> &'a String) -> Option<usize> {
-    indices
-        .binary_search_by(|&index| name(usize::from(index)).as_str().cmp(wanted))
-        .ok()
-        .map(|position| usize::from(indices[position]))
-}
 
 /// What the cache says.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@
 //! A request by annotation is handled when its value differs from `status.lastHandledRefresh` (L24): nothing is deleted
 //! that whoever keeps objects as they stand in a repository would put back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::crd::ImageCacheStatus;
@@ -78,7 +79,7 @@ pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
         let Some(told) = wishes.nodes.get_mut(&plan.node.name) else {
             continue;
         };
-        for wish in told {
+        for wish in Arc::make_mut(told) {
             let image = &wishes.images[wish.image];
             let Some(report) = plan.node.reported(&image.reference) else {
                 continue;
@@ -86,7 +87,8 @@ pub fn try_again(wishes: &mut ObjectWishes, assignment: &Assignment) {
             let mut pairs = plan.pairs.iter().filter(|pair| pair.image == wish.image);
             // It gets its turn.
             let outdated = pairs.any(|pair| matches!(pair.progress, Progress::Outdated(_)));
-            let another = report.digest.is_some() && report.digest != image.digest;
+            let another =
+                report.digest.is_some() && report.digest.as_deref() != image.digest.as_deref();
             let again = match report.state {
                 ImageState::Failed | ImageState::Evicted => true,
                 ImageState::Ready => follows && another && !outdated,

@@ -1,13 +1,13 @@
 //! Pure: what each image waits for on each node, in words (`coral-operator explain`).
 
 use coral_schema::admin::{PrefetchImage, PrefetchState};
-use coral_schema::crd::node_cache::NodeImageStatus;
 use coral_schema::quantity::ByteSize;
 
 use super::assign::{Assignment, NodePlan, Pair, Progress, Wait, Way};
 use super::dereference::Surroundings;
 use super::status::failures::no_image_for;
 use super::validate::ValidatedImageCache;
+use crate::node_cache::stored::ImageReport;
 
 /// One line per image for the cache, then one per node and image that is not held; a warm node has one line in all.
 pub fn explain(
@@ -131,7 +131,7 @@ fn why(wait: Wait) -> &'static str {
 }
 
 /// What the warmer said of it.
-fn said(report: Option<&NodeImageStatus>, otherwise: &str) -> String {
+fn said(report: Option<&ImageReport>, otherwise: &str) -> String {
     let Some(report) = report else {
         return "no report yet".to_owned();
     };
@@ -139,9 +139,9 @@ fn said(report: Option<&NodeImageStatus>, otherwise: &str) -> String {
         Some(reason) => format!("{:?}: {}", report.state, reason.as_str()),
         None => otherwise.to_owned(),
     }];
-    parts.extend(report.message.clone());
+    parts.extend(report.message.as_deref().map(str::to_owned));
     if let Some(next) = &report.next_attempt {
-        parts.push(format!("next try at {}", next.0));
+        parts.push(format!("next try at {}", next));
     }
     parts.extend(report.reason.map(|reason| reason.remedy().to_owned()));
     parts.join("; ")

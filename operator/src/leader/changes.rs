@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use coral_schema::crd::node_cache::{NodeCacheStatus, PurgeOutcome};
-use coral_schema::crd::{ImageCache, NodeCache, REFRESH_ANNOTATION};
+use coral_schema::crd::node_cache::PurgeOutcome;
+use coral_schema::crd::{ImageCache, REFRESH_ANNOTATION};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::world::Mark;
 use crate::image_cache::dereference::NodeFacts;
 use crate::labels::WARM_LABELS;
+use crate::node_cache::stored::{Stored, StoredSpec, StoredStatus};
 use crate::node_cache::wishes::ObjectKey;
 use crate::pods;
 use crate::watch::Change;
@@ -58,36 +59,29 @@ pub(super) fn object_changed(change: &Change<ImageCache>) -> Option<Mark> {
 }
 
 /// May the node's spec have to be another one? Who changed it, or answered what it asks to purge.
-pub(super) fn is_spec_affected(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
-    let asked = |cache: &NodeCache| {
-        (
-            cache.uid(),
-            cache.metadata.generation,
-            cache.status.as_ref().map(|status| status.purge.clone()),
-        )
-    };
+pub(super) fn is_spec_affected(before: Option<&Stored>, after: Option<&Stored>) -> bool {
+    fn asked(cache: &Stored) -> (Option<&String>, Option<i64>, Option<&[PurgeOutcome]>) {
+        let purge = cache.status.as_ref().map(|status| &*status.purge);
+        let metadata = &cache.metadata;
+        (metadata.uid.as_ref(), metadata.generation, purge)
+    }
     before.map(asked) != after.map(asked)
 }
 
 /// Do objects have to look at the node again?
-pub(super) fn says_another_thing(before: Option<&NodeCache>, after: Option<&NodeCache>) -> bool {
-    let said = |cache: Option<&NodeCache>| -> Option<NodeCacheStatus> {
-        let status = cache?.status.as_ref()?;
-        Some(NodeCacheStatus {
-            image_fs: None,
-            ..status.clone()
-        })
-    };
-    let spec = |cache: Option<&NodeCache>| cache.map(|cache| cache.spec.clone());
-    said(before) != said(after) || spec(before) != spec(after)
+pub(super) fn says_another_thing(before: Option<&Stored>, after: Option<&Stored>) -> bool {
+    fn said(cache: &Stored) -> (&StoredSpec, Option<&StoredStatus>) {
+        (&cache.spec, cache.status.as_ref())
+    }
+    before.map(said) != after.map(said)
 }
 
 /// What its warmer answered just now. What an operator finds when it starts was told before.
 pub(super) fn new_outcomes<'a>(
-    before: Option<&'a NodeCache>,
-    after: Option<&'a NodeCache>,
+    before: Option<&'a Stored>,
+    after: Option<&'a Stored>,
 ) -> impl Iterator<Item = &'a PurgeOutcome> {
-    let outcomes = |cache: Option<&'a NodeCache>| {
+    let outcomes = |cache: Option<&'a Stored>| {
         let status = cache.and_then(|cache| cache.status.as_ref());
         status.into_iter().flat_map(|status| &status.purge)
     };
@@ -98,13 +92,13 @@ pub(super) fn new_outcomes<'a>(
 
 /// How long after its node became Ready it held everything, when it says so for the first time.
 pub(super) fn warm_after(
-    before: Option<&NodeCache>,
-    after: &NodeCache,
+    before: Option<&Stored>,
+    after: &Stored,
     facts: &NodeFacts,
 ) -> Option<Duration> {
-    let first = |cache: &NodeCache| {
+    let first = |cache: &Stored| {
         let status = cache.status.as_ref()?;
-        status.first_ready_time.as_ref().map(|time| time.0)
+        status.first_ready
     };
     // What an operator finds when it starts happened before.
     if first(before?).is_some() {

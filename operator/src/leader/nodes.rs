@@ -17,6 +17,7 @@ use super::{Leader, MOST_CALLS, Writing};
 use crate::address::Host;
 use crate::node_cache::apply;
 use crate::node_cache::merge::{Circumstances, Cluster, Merged, merge};
+use crate::node_cache::stored::StoredSpec;
 use crate::node_cache::wishes::{ObjectKey, Owner};
 
 impl Leader {
@@ -66,7 +67,7 @@ impl Leader {
             now: Timestamp::now(),
         };
         let merged = merge(node, &self.wishes, &around);
-        let same = stored.is_some_and(|stored| stored.spec == merged.spec);
+        let same = stored.is_some_and(|stored| stored.spec.says(&merged.spec));
         self.act(node, merged, same, pods.is_some());
     }
 
@@ -152,10 +153,10 @@ impl Leader {
     }
 
     /// The cache, as nodes reach it. Before the registry or its Service said anything, nodes keep what they have.
-    fn mirror(&self, stored: Option<&NodeCacheSpec>) -> Option<Mirror> {
+    fn mirror(&self, stored: Option<&StoredSpec>) -> Option<Mirror> {
         let address = self.settings.address.as_ref()?;
         let Some(registries) = self.cache.registries() else {
-            return stored.and_then(|stored| stored.mirror.clone());
+            return stored.and_then(|stored| stored.mirror.as_deref().cloned());
         };
         let url = match &address.host {
             Host::Fixed(host) => address.url(host),

@@ -223,7 +223,7 @@ impl Leader {
 fn new_grants(before: Option<&ObjectWishes>, after: &ObjectWishes) -> u64 {
     let Some(before) = before else { return 0 };
     let grants = after.nodes.iter().map(|(node, wishes)| {
-        let known = before.nodes.get(node).map_or(0, Vec::len);
+        let known = before.nodes.get(node).map_or(0, |wishes| wishes.len());
         wishes.len().saturating_sub(known)
     });
     u64::try_from(grants.sum::<usize>()).unwrap_or(u64::MAX)

@@ -20,6 +20,7 @@ use super::changes::{
 };
 use crate::address::Host;
 use crate::image_cache::dereference::{NodeFacts, Nodes};
+use crate::node_cache::stored::{Common, Stored};
 use crate::node_cache::wishes::{ObjectKey, Owner};
 use crate::pods::named;
 use crate::watch::{self, Change, Objects};
@@ -28,7 +29,8 @@ use crate::watch::{self, Change, Objects};
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) objects: Objects<ImageCache>,
-    pub(super) caches: Objects<NodeCache>,
+    pub(super) caches: Objects<Stored>,
+    common: Common,
     nodes: Objects<Node>,
     /// The registry's, if nodes reach it by one.
     services: Option<Objects<Service>>,
@@ -76,6 +78,7 @@ impl World {
         Self {
             objects: Objects::default(),
             caches: Objects::default(),
+            common: Common::default(),
             nodes: Objects::default(),
             services: watches_service.then(Objects::default),
             pods: None,
@@ -140,6 +143,7 @@ impl World {
                 changes.iter().filter_map(object_changed).collect()
             }
             Seen::Cache(event) => {
+                let event = watch::map(event, |cache| self.common.keep(cache));
                 let changes = self.caches.apply(event);
                 let changes = changes.iter();
                 changes
@@ -164,7 +168,7 @@ impl World {
 
     /// Our own write of a `NodeCache` was answered.
     pub(super) fn written(&mut self, cache: NodeCache, now: Instant) -> Vec<Mark> {
-        let change = self.caches.put(cache);
+        let change = self.caches.put(self.common.keep(cache));
         let change = change.iter();
         change
             .flat_map(|change| self.cache_changed(change, now))
@@ -187,7 +191,7 @@ impl World {
             .collect()
     }
 
-    fn cache_changed(&mut self, change: &Change<NodeCache>, now: Instant) -> Vec<Mark> {
+    fn cache_changed(&mut self, change: &Change<Stored>, now: Instant) -> Vec<Mark> {
         let Change { key, before, after } = change;
         let known = self.facts.get(key.1.as_str()).cloned();
         self.renew_facts(&key.1, now);

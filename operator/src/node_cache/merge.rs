@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coral_schema::crd::MOST_IMAGES;
-use coral_schema::crd::node_cache::{
-    Budget, Mirror, NodeCache, NodeCacheSpec, NodeImage, PurgeWish,
-};
+use coral_schema::crd::node_cache::{Budget, Mirror, NodeCacheSpec, NodeImage, PurgeWish};
 use coral_schema::duration::HumanDuration;
 use coral_schema::oci::ImageReference;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::stored::Stored;
 use super::wishes::{NodeWish, ObjectKey, ObjectWishes, Owner, Verdict, Wishes};
 
 /// What a node's spec depends on, beside wishes.
@@ -28,7 +27,7 @@ pub struct Circumstances<'a> {
     /// Annotation `coral.dev/paused` of the Node.
     pub paused: bool,
     /// The stored object, if there is one.
-    pub stored: Option<&'a NodeCache>,
+    pub stored: Option<&'a Stored>,
     /// What pods on the node name, from a live list. Nothing when it was not asked: what would be purged then stays.
     pub pods: Option<&'a HashSet<ImageReference>>,
     /// The same for all nodes.
@@ -340,7 +339,7 @@ fn truncate(
 
 /// Earlier wishes stay as they are until they are answered, void, or withdrawn since somebody wants the image again.
 fn purge_list(
-    stored: Option<&NodeCache>,
+    stored: Option<&Stored>,
     images: &[NodeImage],
     leaving: Vec<(String, Duration)>,
     now: Timestamp,
@@ -375,7 +374,7 @@ fn purge_list(
 }
 
 /// What the warmer said of the spec that is stored now.
-fn answered(stored: &NodeCache) -> HashSet<&str> {
+fn answered(stored: &Stored) -> HashSet<&str> {
     let Some(status) = &stored.status else {
         return HashSet::new();
     };
@@ -387,7 +386,7 @@ fn answered(stored: &NodeCache) -> HashSet<&str> {
 
 /// `max(5 s, nodes / 50 s)`, changed only when off by a factor of two: 5000 nodes write at most 50 times a second, and a
 /// new node does not mean a write to all (L18).
-fn report_interval(stored: Option<&NodeCache>, nodes: usize) -> HumanDuration {
+fn report_interval(stored: Option<&Stored>, nodes: usize) -> HumanDuration {
     let seconds = u64::try_from(nodes.div_ceil(50)).unwrap_or(u64::MAX);
     let right = HumanDuration::from_secs(seconds.max(5));
     match stored.map(|stored| stored.spec.report_interval) {

@@ -89,8 +89,8 @@ pub struct ObjectWishes {
     pub sets: Vec<SetName>,
     /// The distinct images of all sets.
     pub images: Vec<ImageWish>,
-    /// What each node was granted, by node; no node without a wish.
-    pub nodes: BTreeMap<Arc<str>, Vec<NodeWish>>,
+    /// What each node was granted, by node; no node without a wish. Nodes that were granted the same share it.
+    pub nodes: BTreeMap<Arc<str>, Arc<[NodeWish]>>,
 }
 
 /// A set, as far as nodes are concerned.
@@ -247,7 +247,7 @@ impl Wishes {
             .flat_map(|(node, objects)| objects.iter().map(move |key| (node, key)))
             .filter_map(|(node, key)| {
                 let wishes = self.of(key)?;
-                Some((wishes, wishes.nodes.get(node)?.as_slice()))
+                Some((wishes, &**wishes.nodes.get(node)?))
             })
     }
 

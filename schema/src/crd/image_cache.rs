@@ -210,7 +210,7 @@ pub struct Refresh {
 
 /// What happens to an image that the node removed.
 #[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[schemars(inline)]
 pub enum OnEviction {
@@ -308,7 +308,7 @@ pub struct Window {
 }
 
 /// What happens after a failed pull.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("duration(self.initialBackoff) >= duration('1s')", "initialBackoff is at least 1s"),

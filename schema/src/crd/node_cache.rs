@@ -83,7 +83,7 @@ impl NodeCacheSpec {
 }
 
 /// One image that the node shall hold.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeImage {
     /// Exactly as pods spell it.
@@ -127,7 +127,7 @@ pub struct NodeImage {
 
 /// Where a node may pull an image from.
 #[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[schemars(inline)]
 pub enum NodeRegistryPolicy {
@@ -189,7 +189,7 @@ impl Default for Budget {
 }
 
 /// The cache, as nodes reach it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Mirror {
     /// Scheme, host and port.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use coral_schema::crd::Reason;
-use coral_schema::crd::node_cache::{ImageState, NodeImage, NodeImageStatus};
+use coral_schema::crd::node_cache::{ImageState, NodeImage};
 use jiff::Timestamp;
 
 use super::{Grant, Wait};
 use crate::image_cache::dereference::{NodeFacts, Surroundings};
+use crate::node_cache::stored::ImageReport;
 use crate::node_cache::wishes::NodeWish;
 
 /// Where an image stands on a node.
@@ -72,7 +73,7 @@ pub const SILENT_SLOT: Duration = Duration::from_mins(10);
 /// reached the `NodeCache` yet.
 pub(super) fn look(
     node: &NodeFacts,
-    (stored, report): (Option<&NodeImage>, Option<&NodeImageStatus>),
+    (stored, report): (Option<&NodeImage>, Option<&ImageReport>),
     before: Option<NodeWish>,
     around: &Surroundings<'_>,
 ) -> (Option<Grant>, Progress) {
@@ -90,7 +91,7 @@ pub(super) fn look(
     // What the node says of an older revision says nothing of this one, until it has read of it.
     let told = stored.is_some_and(|image| image.revision >= grant.revision);
     let due = !told || node.unanswered_since.is_some();
-    let is_about = |report: &&NodeImageStatus| !(is_older(report, grant) && due);
+    let is_about = |report: &&ImageReport| !(is_older(report, grant) && due);
     let report = stored.and(report).filter(is_about);
     let able = node.ready && !node.paused && !node.is_silent(around.uptime);
     let Some(report) = report else {
@@ -122,22 +123,22 @@ fn claim(hope: bool, first_try: bool) -> Claim {
 }
 
 /// Does it hold what an earlier revision brought?
-fn is_older(report: &NodeImageStatus, grant: Grant) -> bool {
+fn is_older(report: &ImageReport, grant: Grant) -> bool {
     report.state == ImageState::Ready && report.revision < grant.revision
 }
 
 /// Later tries and repairs take no slot; newer content is no repair.
-fn is_first_try(report: &NodeImageStatus, grant: Grant) -> bool {
+fn is_first_try(report: &ImageReport, grant: Grant) -> bool {
     let repairs = report.evictions > 0 && report.revision >= grant.revision;
     report.attempts == 0 && !repairs
 }
 
 /// Waits for something on the node itself, for long. Waiting for the cache keeps the slot: giving it back would widen the
 /// wave until all nodes ask the cache at the moment of its return (L5).
-fn is_stuck(report: &NodeImageStatus, now: Timestamp) -> bool {
+fn is_stuck(report: &ImageReport, now: Timestamp) -> bool {
     let on_node = report.state == ImageState::Unknown
         || !matches!(report.reason, None | Some(Reason::WaitingForCache));
-    let since = report.last_transition.as_ref().map(|time| time.0);
+    let since = report.last_transition;
     on_node
         && since.is_none_or(|since| {
             now.duration_since(since).unsigned_abs() >= SILENT_SLOT && now > since

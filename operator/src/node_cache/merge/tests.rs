@@ -160,10 +160,11 @@ fn l08_without_a_list_of_pods_everything_stays() {
     let gone = deleted(&world, &a);
     world.reconcile(&gone);
     let cluster = Cluster::default();
+    let stored = world.kept("n000");
     let around = Circumstances {
         uid: "uid-n000",
         paused: false,
-        stored: world.stored.get("n000"),
+        stored: stored.as_ref(),
         pods: None,
         cluster: &cluster,
         now: world.now,
@@ -299,8 +300,8 @@ fn a_full_list_leaves_out_by_priority_and_says_so() {
 #[case(Some(100), 2500, 50)]
 fn report_intervals(#[case] now: Option<u64>, #[case] nodes: usize, #[case] expected: u64) {
     let stored = now.map(|seconds| {
-        let mut world = holding(&[&retaining("a")]);
-        let mut stored = world.stored.remove("n000").unwrap();
+        let world = holding(&[&retaining("a")]);
+        let mut stored = world.kept("n000").unwrap();
         stored.spec.report_interval = HumanDuration::from_secs(seconds);
         stored
     });
@@ -438,7 +439,8 @@ fn another_try_is_made_whoever_asks() {
     let (winner, loser) = (retaining("a"), retaining("b"));
     let mut world = holding(&[&winner, &loser]);
     let mut wishes = world.wishes.of(&loser.key).unwrap().clone();
-    wishes.nodes.get_mut("n000").unwrap()[0].revision = 1;
+    let told = wishes.nodes.get_mut("n000").unwrap();
+    Arc::make_mut(told)[0].revision = 1;
     world.wishes.set(wishes);
     assert_eq!(world.merge("n000").spec.images[0].revision, 1);
 }
