@@ -113,6 +113,11 @@ readinessProbe:
   failureThreshold: 2
 {{- end -}}
 
+{{/* Is it restricted what ImageCaches may list? An empty list is a restriction, too. */}}
+{{- define "coral.allowedImages" -}}
+{{- if or .Values.allowedImages.namespaces (not (kindIs "invalid" .Values.allowedImages.others)) }}yes{{ end -}}
+{{- end -}}
+
 {{/* Does the registry serve HTTPS? The name of the Secret, or nothing. */}}
 {{- define "coral.registry.tls" -}}
 {{- $tls := .Values.registry.tls -}}

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::control_plane::ControlPlane;
 use crate::harness;
 
+mod allowed_images;
 mod policy;
 mod rights;
 mod security;
@@ -102,7 +103,12 @@ async fn helm_finds_nothing_wrong_with_the_chart() {
 }
 
 /// Maps whose keys are the user's.
-const FREE: [&str; 3] = ["/nodeSelector", "/labels", "/registry/upstreams"];
+const FREE: [&str; 4] = [
+    "/nodeSelector",
+    "/labels",
+    "/registry/upstreams",
+    "/allowedImages/namespaces",
+];
 
 /// `value` with one unknown key more, for each map in it.
 fn misspelt(value: &Value, path: &str, found: &mut Vec<(String, Value)>) {
@@ -156,6 +162,10 @@ async fn values_that_cannot_work_are_refused_with_what_to_do() {
             "/registry/store/maxBytes",
         ),
         ("operator: { refreshInterval: hourly }", "refreshInterval"),
+        (
+            "allowedImages: { namespaces: { ml: [ghcr.io/team] } }",
+            "allowedImages/namespaces/ml",
+        ),
         ("image: { digests: { registry: latest } }", "digests"),
     ] {
         let told = render(values).await.unwrap_err();
@@ -262,8 +272,12 @@ async fn plane() -> ControlPlane {
 
 /// The same with the chart's objects; nothing follows them up, since there are no controllers.
 async fn installed() -> ControlPlane {
+    installed_with("").await
+}
+
+async fn installed_with(values: &str) -> ControlPlane {
     let plane = plane().await;
-    let mut rendered = objects("").await;
+    let mut rendered = objects(values).await;
     rendered.retain(|object| !matches!(object["kind"].as_str(), Some("Pod" | "Job")));
     plane.apply(&list(&rendered)).await.unwrap();
     plane
