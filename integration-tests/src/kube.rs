@@ -103,6 +103,11 @@ impl Kube {
         self.world.silent.send_replace(silent);
     }
 
+    /// Where it listens, without TLS.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A client of it.
     pub fn client(&self) -> anyhow::Result<kube::Client> {
         let url = format!("http://{}", self.address).parse()?;

@@ -15,6 +15,7 @@ use coral_integration_tests::upstream::{Auth, Bearer, Kind, Upstream, When};
 
 use crate::cli::{Case, Cli, Programs, Sizes};
 use crate::contestant::Contestant;
+use crate::idle::Idle;
 use crate::pull::Order;
 use crate::scale::Scale;
 use crate::table::Table;
@@ -25,6 +26,7 @@ pub(crate) struct Bench {
     sizes: Sizes,
     programs: Programs,
     scale: Option<Scale>,
+    idle: Option<Idle>,
 }
 
 /// Who is measured.
@@ -42,6 +44,7 @@ impl Bench {
             sizes: cli.sizes(),
             programs: cli.programs(),
             scale: cli.scale(),
+            idle: cli.idle(),
         }
     }
 
@@ -85,6 +88,10 @@ impl Bench {
                 None => {
                     anyhow::bail!("no `coral-registry` and `coral-operator` beside this program")
                 }
+            },
+            Case::WarmerIdle => match &self.idle {
+                Some(idle) => idle.run(table).await,
+                None => anyhow::bail!("no `coral-registry` and `coral-warmer` beside this program"),
             },
             Case::All => Ok(()),
         }

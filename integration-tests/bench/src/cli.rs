@@ -1,10 +1,12 @@
 //! What to measure, how much of it, and where the programs are.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use coral_integration_tests::registry::Registry;
 
+use crate::idle::Idle;
 use crate::scale::Scale;
 
 /// Peer, direct and ours side by side, on loopback.
@@ -43,10 +45,13 @@ pub(crate) struct Cli {
     /// Our operator, for operator-scale [default: the one built beside this program].
     #[arg(long, env = "CORAL_OPERATOR_BIN")]
     operator: Option<PathBuf>,
+    /// Our warmer, for warmer-idle [default: the one built beside this program].
+    #[arg(long, env = "CORAL_WARMER_BIN")]
+    warmer: Option<PathBuf>,
     /// Nodes in operator-scale [default: 5000].
     #[arg(long)]
     nodes: Option<usize>,
-    /// Images on each node in operator-scale, at most 256 [default: 64].
+    /// Images on each node in operator-scale and warmer-idle, at most 256 [default: 64].
     #[arg(long)]
     images: Option<usize>,
     /// Contestants to leave out.
@@ -93,6 +98,8 @@ pub(crate) enum Case {
     Mixed,
     /// What the operator writes and takes for thousands of nodes; not part of `all`.
     OperatorScale,
+    /// What a warmer takes while nothing happens; not part of `all`.
+    WarmerIdle,
     /// Everything.
     All,
 }
@@ -191,6 +198,18 @@ impl Cli {
             operator: self.operator.clone().unwrap_or(beside),
             registry,
             tools: self.tools(),
+        })
+    }
+
+    /// What warmer-idle needs, when our programs are there.
+    pub(crate) fn idle(&self) -> Option<Idle> {
+        let registry = self.ours.clone().or_else(Registry::built)?;
+        let beside = registry.with_file_name("coral-warmer");
+        Some(Idle {
+            images: self.images.unwrap_or(64),
+            time: Duration::from_secs(if self.quick { 10 } else { 240 }),
+            warmer: self.warmer.clone().unwrap_or(beside),
+            registry,
         })
     }
 

@@ -5,6 +5,7 @@
 mod cases;
 mod cli;
 mod contestant;
+mod idle;
 mod load;
 mod pull;
 mod scale;

@@ -329,18 +329,14 @@ async fn until_ready(
     let api: Api<ImageCache> = Api::namespaced(client.clone(), "default");
     loop {
         let object = api.get_status("scale").await?;
-        let conditions = object
-            .status
-            .into_iter()
-            .flat_map(|status| status.conditions);
-        if conditions
-            .into_iter()
-            .any(|it| it.type_ == "Ready" && it.status == "True")
-        {
+        let conditions = object.status.map(|status| status.conditions);
+        let mut conditions = conditions.into_iter().flatten();
+        let ready = conditions.find(|condition| condition.type_ == "Ready");
+        if ready.as_ref().is_some_and(|ready| ready.status == "True") {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
-            bail!("all nodes are warm, and the ImageCache is not Ready");
+            bail!("all nodes are warm, and the ImageCache is not Ready: {ready:?}");
         }
         rates.sample(operator).await?;
     }
