@@ -75,6 +75,7 @@ impl Scene {
             ca: None,
             refresh_interval: Duration::from_hours(1),
             max_concurrent_nodes: 100,
+            node_pull_secrets: None,
         };
         let owner = Tasks::new();
         let app = App::build(

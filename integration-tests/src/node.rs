@@ -10,6 +10,7 @@ use coral_schema::crd::NodeCacheSpec;
 use coral_schema::crd::node_cache::{ImageState, NodeImageStatus, PurgeResult};
 use coral_schema::oci::ImageReference;
 use coral_schema::process::tasks::Tasks;
+use coral_warmer::credentials::Credentials;
 use coral_warmer::cri::Client;
 use coral_warmer::cri::containerd::{Containerd, Told};
 use coral_warmer::disk::Space;
@@ -79,7 +80,7 @@ pub struct Node {
 
 impl Node {
     /// Starts on what an earlier one left in `folder`. The disk is as full as its file `percent` says, and as busy as its
-    /// file `pressure` says in the words of the kernel.
+    /// file `pressure` says in the words of the kernel; copied pull secrets are in its folder `pull-secrets`.
     pub fn start(cri: &Cri, folder: &Path) -> Self {
         Self::start_with(cri, folder, None)
     }
@@ -100,6 +101,7 @@ impl Node {
             measure: space,
             pressure: folder.join("pressure"),
             containerd: containerd.clone(),
+            credentials: Credentials::new(Some(folder.join("pull-secrets"))),
             start_spread: Duration::ZERO,
         };
         let record = Record::load(folder).expect("a folder");

@@ -484,6 +484,44 @@ async fn l33_a_login_is_sent_for_one_registry_and_none_is_sent_by_nodes() {
 }
 
 #[tokio::test]
+async fn l34_copied_logins_are_tried_one_after_the_other() {
+    let (cri, folder) = (Cri::start(), folder());
+    let copies = folder.path().join("pull-secrets");
+    fs::create_dir(&copies).unwrap();
+    let login =
+        |user: &str| json!({ "repository": "r.test/a", "username": user, "password": "hidden" });
+    let logins = json!([login("first"), login("second")]).to_string();
+    fs::write(copies.join("ml.a"), logins).unwrap();
+    let refused = "pull access denied, repository does not exist or may require authorization";
+    cri.script("r.test/a:1", Pull::Fails(Code::Unknown, refused.to_owned()));
+    let mut node = Node::start(&cri, folder.path());
+    node.wish(
+        &json!([{ "ref": "r.test/a:1", "owners": ["ml/a/all"] }]),
+        &[],
+    );
+    let image = node.image("r.test/a:1", ImageState::Failed).await;
+    assert_eq!(image.reason, Some(Reason::Unauthorized));
+    let users = |cri: &Cri| {
+        let logins = cri.logins().into_iter().flatten();
+        logins.map(|login| login.username).collect::<Vec<_>>()
+    };
+    assert_eq!(users(&cri), ["first", "second"]);
+
+    // It rotates: the next try has the new one, and what is no refusal is not tried with another.
+    let logins = json!([login("third"), login("fourth")]).to_string();
+    fs::write(copies.join("ml.a"), logins).unwrap();
+    cri.script(
+        "r.test/a:1",
+        Pull::Fails(Code::Unavailable, "no route to host".to_owned()),
+    );
+    cri.called("pull r.test/a:1", 3).await;
+    assert_eq!(users(&cri)[2..], ["third"]);
+    node.stop().await;
+    let kept = fs::read_to_string(folder.path().join("record.json")).unwrap_or_default();
+    assert!(!kept.contains("hidden"));
+}
+
+#[tokio::test]
 async fn a_runtime_that_restarts_is_found_again() {
     let (mut cri, folder) = (Cri::start(), folder());
     let mut node = Node::start(&cri, folder.path());

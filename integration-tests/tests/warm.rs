@@ -69,6 +69,7 @@ impl Node {
             node: NODE.to_owned(),
             cri_socket: self.cri.socket(),
             containerd_api: true,
+            pull_secrets: None,
             imagefs: state.clone(),
             measure: |_| {
                 Ok(Space {

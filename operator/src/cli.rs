@@ -91,6 +91,15 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub max_concurrent_nodes: u32,
+    /// Secret in --namespace that pull secrets are copied into for registries that the cache does not serve; nodes mount
+    /// it. Without it none are copied
+    #[arg(
+        long,
+        global = true,
+        env = "CORAL_NODE_PULL_SECRETS",
+        value_name = "NAME"
+    )]
+    pub node_pull_secrets: Option<String>,
     /// Where probes and metrics are served
     #[arg(
         long,

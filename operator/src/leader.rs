@@ -13,6 +13,7 @@
 //! | `nodes` | looks at one node: merges wishes, writes its `NodeCache` |
 //! | `says` | labels and taint of one Node |
 //! | `pace` | how fast it writes |
+//! | `copies` | pull secrets that nodes need, in one Secret |
 //! | `secrets` | pull secrets, read by name and again every minute |
 //! | `calls` | the calls on their way, and what their answers mean |
 
@@ -29,6 +30,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Call;
+use self::copies::Copies;
 use self::pace::Pace;
 use self::secrets::Secrets;
 use self::world::{Mark, World};
@@ -45,6 +47,7 @@ use crate::scheduling::Scheduling;
 
 mod calls;
 mod changes;
+mod copies;
 mod metrics;
 mod nodes;
 mod objects;
@@ -73,6 +76,8 @@ pub struct Settings {
     pub refresh_interval: Duration,
     /// Nodes that pull at once, for all objects together.
     pub max_concurrent_nodes: usize,
+    /// Secret in our own namespace that pull secrets are copied into, for registries that the cache does not serve.
+    pub node_pull_secrets: Option<String>,
 }
 
 /// Everything that one leader knows and does.
@@ -83,6 +88,7 @@ pub struct Leader {
     world: World,
     cache: Follower,
     secrets: Secrets,
+    copies: Copies,
     scheduling: Scheduling,
     /// Which images pods named when, for objects that discover them.
     seen: HashMap<ObjectKey, pods::Seen>,
@@ -142,6 +148,7 @@ impl Leader {
             world: World::new(&settings, now),
             cache: Follower::new(now),
             secrets: Secrets::default(),
+            copies: Copies::default(),
             scheduling: Scheduling::default(),
             seen: HashMap::new(),
             wishes: Wishes::default(),
@@ -203,8 +210,8 @@ impl Leader {
                 None
             }
             Opening::Open => {
-                let says = self.due.says.next();
-                self.due.nodes.next().into_iter().chain(says).min()
+                let others = self.due.says.next().into_iter().chain(self.copies.next());
+                self.due.nodes.next().into_iter().chain(others).min()
             }
         };
         if self.open != Opening::Listing {
@@ -243,6 +250,7 @@ impl Leader {
         if self.open == Opening::Open {
             self.write_nodes(now);
             self.write_says(now);
+            self.write_copies(now);
         }
         self.ask_registry(now);
     }

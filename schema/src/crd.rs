@@ -45,6 +45,20 @@ pub const PAUSED_ANNOTATION: &str = "coral.dev/paused";
 /// Annotation of our definitions: the digest of their content, see [`definitions`].
 pub const SCHEMA_HASH_ANNOTATION: &str = "coral.dev/schema-hash";
 
+/// The key of an `ImageCache` in the Secret of pull secrets that nodes mount: its namespace, which has no dot, and its name;
+/// where that is too long for a key, a digest of it.
+pub fn pull_secret_key(namespace: &str, name: &str) -> String {
+    let key = format!("{namespace}.{name}");
+    if key.len() <= LONGEST_KEY {
+        key
+    } else {
+        Digest::sha256(key.as_bytes()).hex()
+    }
+}
+
+/// Characters of a key in a Secret.
+const LONGEST_KEY: usize = 253;
+
 /// Images in all sets of one `ImageCache`, and in one `NodeCache`.
 pub const MOST_IMAGES: usize = 256;
 

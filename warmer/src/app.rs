@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::credentials::Credentials;
 use crate::cri::alive::{self, SocketDead};
 use crate::cri::containerd::{Containerd, Told};
 use crate::cri::{self, Version};
@@ -48,6 +49,8 @@ pub struct Config {
     pub cri_socket: PathBuf,
     /// containerd's own API on that socket may be used.
     pub containerd_api: bool,
+    /// Folder of copied pull secrets; `None`: there are none.
+    pub pull_secrets: Option<PathBuf>,
     /// Folder for what must survive a restart; made if it is missing.
     pub state: PathBuf,
     /// Anything on the file system of the runtime's images.
@@ -130,6 +133,7 @@ impl App {
         };
         let surroundings = execute::Config {
             containerd: containerd.clone(),
+            credentials: Credentials::new(config.pull_secrets),
             state: config.state,
             imagefs: config.imagefs,
             measure: config.measure,

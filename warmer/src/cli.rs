@@ -51,6 +51,9 @@ pub struct Flags {
     /// Use containerd's own API on that socket too: evictions are noticed at once, and images can be pinned
     #[arg(long, global = true, env = "CORAL_CONTAINERD_API")]
     pub containerd_api: bool,
+    /// Folder of pull secrets that the operator copied, for registries that the cache does not serve
+    #[arg(long, env = "CORAL_PULL_SECRETS", value_name = "FOLDER")]
+    pub pull_secrets: Option<PathBuf>,
     /// Folder for what must survive a restart
     #[arg(
         long,

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::credentials::Credentials;
 use crate::cri::containerd::{Containerd, Told};
 use crate::cri::{CriError, Runtime};
 use crate::disk::Space;
@@ -102,6 +103,8 @@ pub struct Config {
     pub pressure: PathBuf,
     /// containerd's own API, where it may be used: it pins.
     pub containerd: Option<Containerd>,
+    /// For registries that the cache does not serve.
+    pub credentials: Credentials,
     /// New wishes start within so long, each at its own time: all nodes learn of them at once.
     pub start_spread: Duration,
 }

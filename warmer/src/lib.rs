@@ -10,6 +10,7 @@
 pub mod app;
 pub mod chance;
 pub mod cli;
+pub mod credentials;
 pub mod cri;
 pub mod disk;
 pub mod execute;

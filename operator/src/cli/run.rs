@@ -71,6 +71,7 @@ async fn lead(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
         ca: ca.map(|pem| String::from_utf8_lossy(&pem).into_owned()),
         refresh_interval: flags.refresh_interval.0.0,
         max_concurrent_nodes: usize::try_from(flags.max_concurrent_nodes)?,
+        node_pull_secrets: flags.node_pull_secrets.clone(),
     };
     let mut metrics = Metrics::default();
     telemetry.register(metrics::prefixed(&mut metrics));

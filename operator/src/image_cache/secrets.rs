@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use coral_schema::admin::LentLogin;
-use coral_schema::oci::Digest;
 use coral_schema::oci::docker_config::DockerConfig;
+use coral_schema::oci::{Digest, ImageReference};
 use k8s_openapi::api::core::v1::Secret;
 
 use super::served::Registries;
@@ -73,16 +73,33 @@ pub fn read(secret: &Secret) -> Result<DockerConfig, String> {
     Err("it has neither .dockerconfigjson nor .dockercfg".to_owned())
 }
 
-/// The logins for the repositories of an object's images, where the registry serves them. As kubelets choose them: all that
-/// match, the most specific first.
+/// The logins for the repositories of an object's images, where the registry serves them.
 pub(super) fn logins(
     object: &ValidatedImageCache,
     secrets: &PullSecrets,
     registries: &Registries,
 ) -> Vec<LentLogin> {
-    let served = object.images.iter().map(|image| &image.reference);
-    let served = served.filter(|reference| registries.serve(reference));
-    let mut repositories: Vec<String> = served
+    logins_where(object, secrets, |image| registries.serve(image))
+}
+
+/// Those for the others, which nodes need.
+pub fn copies(
+    object: &ValidatedImageCache,
+    secrets: &PullSecrets,
+    registries: &Registries,
+) -> Vec<LentLogin> {
+    logins_where(object, secrets, |image| !registries.serve(image))
+}
+
+/// As kubelets choose them: all that match, the most specific first.
+fn logins_where(
+    object: &ValidatedImageCache,
+    secrets: &PullSecrets,
+    is_meant: impl Fn(&ImageReference) -> bool,
+) -> Vec<LentLogin> {
+    let images = object.images.iter().map(|image| &image.reference);
+    let mut repositories: Vec<String> = images
+        .filter(|reference| is_meant(reference))
         .map(|reference| format!("{}/{}", reference.host, reference.repository))
         .collect();
     repositories.sort_unstable();
@@ -185,6 +202,9 @@ mod tests {
                 ("ghcr.io/team/app", "any"),
             ]
         );
+        let copied = copies(&object, &secrets, &registries);
+        let copied: Vec<&str> = copied.iter().map(|it| it.repository.as_str()).collect();
+        assert_eq!(copied, ["quay.io/x/y", "quay.io/x/y"]);
     }
 
     #[test]

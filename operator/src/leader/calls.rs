@@ -36,6 +36,7 @@ pub(super) enum Answered {
     Event(Result<(), ApiError>),
     Says(Arc<str>, Result<(), ApiError>),
     Secret(SecretKey, secrets::Read),
+    Copies(Result<(), ApiError>),
     Registry(Question, Result<Answer, RegistryError>),
 }
 
@@ -125,6 +126,10 @@ impl Leader {
                 for object in self.secrets.answer(&key, answer, now) {
                     self.due.objects.mark(&object, now);
                 }
+            }
+            Answered::Copies(answer) => {
+                self.pace.ended(&answer, now);
+                self.copies_answered(answer, now);
             }
             Answered::Registry(question, answer) => {
                 self.questions = self.questions.saturating_sub(1);

@@ -39,6 +39,7 @@ pub(super) enum Step {
     WriteEvent,
     ReadSecret,
     WriteNode,
+    WriteCopies,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

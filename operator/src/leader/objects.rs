@@ -14,7 +14,8 @@ use crate::image_cache::build::build;
 use crate::image_cache::dereference::{CacheFacts, Surroundings};
 use crate::image_cache::finalizer::Decision;
 use crate::image_cache::resources::{Applied, Prepared, Resources};
-use crate::image_cache::secrets::PullSecrets;
+use crate::image_cache::secrets::{Lending, PullSecrets, copies};
+use crate::image_cache::served::Registries;
 use crate::image_cache::status::{self, Outcome};
 use crate::image_cache::validate::{Invalid, Mistake, ValidatedImageCache, validate};
 use crate::image_cache::{finalizer, pods, refresh};
@@ -82,6 +83,7 @@ impl Leader {
         self.secrets.want(key, &validated.pull_secrets, now);
         let secrets = self.secrets.of(key);
         let cache = self.cache.facts(key, now);
+        self.copy(validated, secrets.as_ref(), cache.registries.as_ref(), now);
         let around = self.around(key, &cache, secrets.as_ref(), now);
         let previous = self.statuses.get(key).or(object.status.as_ref());
         let interval = self.settings.refresh_interval;
@@ -115,6 +117,28 @@ impl Leader {
         let warnings = status::warnings(&assignment, &status);
         self.report(object, status, warnings, now);
         self.finalize(object, &decision, now);
+    }
+
+    /// What nodes need for registries that the cache does not serve, where they may have it.
+    fn copy(
+        &mut self,
+        object: &ValidatedImageCache,
+        secrets: Option<&PullSecrets>,
+        registries: Option<&Registries>,
+        now: Instant,
+    ) {
+        if self.settings.node_pull_secrets.is_none() {
+            return;
+        }
+        let needed = if object.pull_secrets.is_empty() || object.deleted.is_some() {
+            Some(Vec::new())
+        } else {
+            let known = secrets.zip(registries);
+            known.map(|(secrets, registries)| copies(object, secrets, registries))
+        };
+        let source = pin_source(&object.key.namespace, &object.key.name);
+        let needed = needed.map(|logins| Lending::new(source, logins));
+        self.copies.set(&object.key, needed, now);
     }
 
     /// What the steps look at.
@@ -186,6 +210,7 @@ impl Leader {
         }
         self.slots.remove(key);
         self.secrets.forget(key);
+        self.copies.forget(key, now);
         self.seen.remove(key);
         for node in self.scheduling.remove(key) {
             self.due.says.mark(&node, now);

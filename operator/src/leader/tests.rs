@@ -66,6 +66,7 @@ impl Scene {
             ca: None,
             refresh_interval: Duration::ZERO,
             max_concurrent_nodes: 100,
+            node_pull_secrets: Some("copies".to_owned()),
         };
         let mut metrics = prometheus_client::registry::Registry::default();
         Leader::new(client, Arc::new(settings), Metrics::register(&mut metrics))

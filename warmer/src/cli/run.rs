@@ -29,6 +29,7 @@ async fn warm(flags: &Flags, telemetry: &Telemetry) -> anyhow::Result<ExitCode> 
         node: flags.node_name.clone().context("--node-name is missing")?,
         cri_socket: flags.cri_socket.clone(),
         containerd_api: flags.containerd_api,
+        pull_secrets: flags.pull_secrets.clone(),
         state: flags.state.clone(),
         imagefs: flags
             .imagefs_path

@@ -6,6 +6,7 @@ use std::time::Duration;
 use coral_schema::crd::Reason;
 use coral_schema::crd::node_cache::NodeImage;
 use coral_schema::oci::ImageReference;
+use coral_schema::oci::docker_config::DockerLogin;
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Executor, Held, QUESTIONS};
 use crate::chance;
+use crate::credentials::Credentials;
 use crate::cri::{CriError, ImageFacts, Runtime};
 use crate::plan::{Answer, Asked, Charge};
 use crate::presence::look_at;
@@ -80,9 +82,10 @@ impl Executor {
             .get(&image.reference)
             .is_some_and(|entry| entry.revision < image.revision);
         let (runtime, image) = (Arc::clone(&self.runtime), image.clone());
+        let credentials = self.config.credentials.clone();
         let job = async move {
             let started = Instant::now();
-            let pull = pull(runtime.as_ref(), &image, raised);
+            let pull = pull(runtime.as_ref(), &credentials, &image, raised);
             let outcome = cancel.run_until_cancelled_owned(pull).await;
             Ended::Pull(Box::new(PullEnd {
                 image,
@@ -129,15 +132,20 @@ impl Executor {
 }
 
 /// The runtime resolves at a registry whenever it is told to pull: it is asked first whether it has to.
-async fn pull(runtime: &dyn Runtime, image: &NodeImage, raised: bool) -> Outcome {
+async fn pull(
+    runtime: &dyn Runtime,
+    credentials: &Credentials,
+    image: &NodeImage,
+    raised: bool,
+) -> Outcome {
     let spelling = image.reference.as_str();
     let before = match look_at(runtime, spelling).await {
         Ok(Some(facts)) if !raised => return Outcome::AlreadyThere(facts),
         Ok(before) => before,
         Err(error) => return Outcome::Failed(error),
     };
-    // Nodes hold no credentials: what needs one comes through the cache.
-    let pull = runtime.pull(spelling, None);
+    let logins = credentials.of(image).await;
+    let pull = try_all(runtime, spelling, &logins);
     let pulled = match image.retry.timeout {
         Some(timeout) => tokio::time::timeout(timeout.0, pull)
             .await
@@ -155,6 +163,32 @@ async fn pull(runtime: &dyn Runtime, image: &NodeImage, raised: bool) -> Outcome
         }
         Err(error) => Outcome::Failed(error),
     }
+}
+
+/// As the kubelet does: with each login until one is good; the last refusal counts.
+async fn try_all(
+    runtime: &dyn Runtime,
+    spelling: &str,
+    logins: &[DockerLogin],
+) -> Result<(), CriError> {
+    let Some((last, others)) = logins.split_last() else {
+        return runtime.pull(spelling, None).await;
+    };
+    for login in others {
+        match runtime.pull(spelling, Some(login)).await {
+            Err(error) if is_refusal(error.reason) => {}
+            ended => return ended,
+        }
+    }
+    runtime.pull(spelling, Some(last)).await
+}
+
+/// Registries also say that what they do not show does not exist.
+fn is_refusal(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Unauthorized | Reason::Forbidden | Reason::NotFound
+    )
 }
 
 fn failed(reason: Reason, message: String) -> CriError {

@@ -50,3 +50,42 @@ async fn l29_l30_a_secret_is_read_by_name_and_stands_in_no_object() {
     sleep(Duration::from_mins(5)).await;
     assert!(scene.server.asked(SECRETS).len() <= before + 1);
 }
+
+/// The registry of these tests serves nothing: nodes need every login, where they may have it.
+#[tokio::test(start_paused = true)]
+async fn l32_copies_for_nodes_rotate_and_go() {
+    let scene = Scene::new();
+    scene.node("node1");
+    scene.server.put("secrets", "ml", &secret("hidden-one"));
+    scene.image_cache(
+        &["nginx"],
+        &json!({ "imagePullSecrets": [{ "name": "hub" }] }),
+    );
+    scene.lead(true);
+    let copied = || {
+        let secret = scene.server.get("secrets", "coral", "copies")?;
+        let secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(secret).unwrap();
+        Some(secret.data.unwrap_or_default())
+    };
+    let until = async |what: &str| {
+        for _ in 0..300 {
+            let copied = copied().and_then(|mut data| data.remove("ml.a"));
+            let text = copied.map(|data| String::from_utf8(data.0).unwrap());
+            if text.unwrap_or_default().contains(what) {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        panic!("{what} was not copied: {:?}", copied());
+    };
+    until("hidden-one").await;
+    until("docker.io/library/nginx").await;
+    scene.server.put("secrets", "ml", &secret("hidden-two"));
+    until("hidden-two").await;
+    scene.image_cache(&["nginx"], &json!({ "imagePullSecrets": null }));
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(copied().unwrap().len(), 0, "nobody needs it any more");
+    let writes = scene.server.writes();
+    let writes = writes.iter().filter(|it| it.contains("/secrets/copies"));
+    assert_eq!(writes.count(), 3);
+}

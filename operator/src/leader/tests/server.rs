@@ -220,8 +220,10 @@ impl Server {
         let known = self.state().objects.get(key).cloned();
         let mut object = known.unwrap_or_else(|| json!({ "metadata": {} }));
         merge(&mut object["metadata"], &patch["metadata"]);
-        if !patch[part].is_null() {
-            object[part] = patch[part].clone();
+        for part in [part, "data"] {
+            if !patch[part].is_null() {
+                object[part] = patch[part].clone();
+            }
         }
         for constant in ["apiVersion", "kind"] {
             if let Some(text) = patch.get(constant) {
