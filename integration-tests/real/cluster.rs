@@ -121,6 +121,11 @@ impl Cluster {
         &self.plane
     }
 
+    /// The same, to stop it and to start it again.
+    pub(crate) fn plane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.plane
+    }
+
     /// How many nodes there are.
     pub(crate) fn nodes(&self) -> usize {
         self.nodes.len()

@@ -21,7 +21,7 @@ async fn h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart() {
     }
     let mut upstream = Upstream::plain().await;
     let volume = Volume::mount(180 << 20).await;
-    let ballast = volume.fill_up_to(10 << 20);
+    let ballast = fill_up_to(volume.path(), 10 << 20);
     // A limit above the volume's size: what keeps the store within the disk must not be luck with a default.
     let config = Config::of(&upstream)
         .data(&volume.path)
@@ -105,15 +105,6 @@ impl Volume {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
-
-    /// Leaves only so many bytes free; returns the file to delete.
-    fn fill_up_to(&self, left: u64) -> PathBuf {
-        let file = self.path.join("ballast");
-        let free = free_bytes(&self.path);
-        let content = vec![1; usize::try_from(free - left).unwrap()];
-        std::fs::write(&file, content).unwrap();
-        file
-    }
 }
 
 impl Drop for Volume {
@@ -121,6 +112,14 @@ impl Drop for Volume {
         harness::unmount(&self.path);
         drop(self.folder.take());
     }
+}
+
+/// Leaves only so many bytes of a volume free; returns the file to delete.
+pub(crate) fn fill_up_to(volume: &Path, left: u64) -> PathBuf {
+    let file = volume.join("ballast");
+    let content = vec![1; usize::try_from(free_bytes(volume) - left).unwrap()];
+    std::fs::write(&file, content).unwrap();
+    file
 }
 
 pub(crate) fn free_bytes(path: &Path) -> u64 {

@@ -112,6 +112,11 @@ impl Line {
 
     /// The warmer of a node, by number. After a power cut it has to be started again, as a `DaemonSet` does.
     pub(crate) fn start_warmer(&mut self, node: usize) {
+        self.start_warmer_with(node, &[]);
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_warmer_with(&mut self, node: usize, flags: &[&str]) {
         let mut command = Command::new(harness::tool("CORAL_WARMER_BIN"));
         let node = self.cluster.node(node);
         command
@@ -119,7 +124,8 @@ impl Line {
             .args(["--node-name", node.name()])
             .args(["--mirror-config", "/etc/containerd/certs.d"])
             .arg("--imagefs-path")
-            .arg(node.images());
+            .arg(node.images())
+            .args(flags);
         self.warmers.push(node.spawn("coral-warmer", &command));
     }
 

@@ -31,3 +31,4 @@ mod scratch;
 mod token;
 mod upstream;
 mod warm;
+mod weather;

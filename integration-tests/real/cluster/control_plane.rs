@@ -19,7 +19,7 @@ const SERVICE_ADDRESSES: &str = "10.96.0.0/16";
 pub(crate) struct ControlPlane {
     // Dropped in this order: the API server before etcd, the network after both.
     managers: Vec<Process>,
-    _api: Process,
+    api: Option<Process>,
     _etcd: Process,
     place: Place,
     pki: Pki,
@@ -61,10 +61,7 @@ impl ControlPlane {
             peers: 2380,
         };
         let mut started = Self::start_at(place, folder).await;
-        for manager in ["kube-controller-manager", "kube-scheduler"] {
-            let process = started.spawn(manager, &started.manager(manager));
-            started.managers.push(process);
-        }
+        started.start_managers();
         // Without it no pod may be made.
         let account = ["get", "serviceaccount", "default"];
         harness::eventually("a service account", Duration::from_mins(1), async || {
@@ -72,6 +69,25 @@ impl ControlPlane {
         })
         .await;
         started
+    }
+
+    fn start_managers(&mut self) {
+        for manager in ["kube-controller-manager", "kube-scheduler"] {
+            let process = self.spawn(manager, &self.manager(manager));
+            self.managers.push(process);
+        }
+    }
+
+    /// Ends the API server and the managers at once, as a control plane that loses its power.
+    pub(crate) fn stop(&mut self) {
+        self.managers.clear();
+        self.api = None;
+    }
+
+    /// Starts them again on what etcd holds.
+    pub(crate) async fn start_again(&mut self) {
+        self.start_api().await;
+        self.start_managers();
     }
 
     async fn start_at(place: Place, folder: TempDir) -> Self {
@@ -83,23 +99,24 @@ impl ControlPlane {
         let kubeconfig = pki.kubeconfig("admin", administrator, &place.server());
         let etcd = place.enter(&place.etcd(folder.path()));
         let etcd = spawn(&folder, "etcd", etcd);
-        let api = place.enter(&place.api_server(&pki));
-        let api = spawn(&folder, "kube-apiserver", api);
-        let mut probe = Command::new(kubernetes("kubectl"));
-        probe.arg("--kubeconfig").arg(&kubeconfig);
-        probe.args(["get", "--raw=/readyz"]);
-        let api = api.ready(async || harness::run(place.enter(&probe)).await.success);
-        let api = api.await;
-        Self {
+        let mut started = Self {
             managers: Vec::new(),
-            _api: api,
+            api: None,
             _etcd: etcd,
             place,
             pki,
             kubeconfig,
             manifests: AtomicU16::new(0),
             folder,
-        }
+        };
+        started.start_api().await;
+        started
+    }
+
+    async fn start_api(&mut self) {
+        let api = self.spawn("kube-apiserver", &self.place.api_server(&self.pki));
+        let api = api.ready(async || self.kubectl(&["get", "--raw=/readyz"]).await.is_ok());
+        self.api = Some(api.await);
     }
 
     /// The kubeconfig of a user who may do everything.

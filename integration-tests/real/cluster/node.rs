@@ -99,7 +99,7 @@ pub(crate) struct Node {
 struct Running {
     machine: Machine,
     containerd: Process,
-    _kubelet: Process,
+    kubelet: Process,
     _proxy: Process,
     _cgroups: Cgroups,
 }
@@ -203,8 +203,12 @@ impl Node {
 
     /// What its containerd recorded of pulls, in order.
     pub(crate) fn pulls(&self) -> Vec<PullEvent> {
-        let log = std::fs::read_to_string(self.folder.join("containerd.log"));
-        pulls::events(&log.unwrap())
+        pulls::events(&self.log("containerd"))
+    }
+
+    /// All that a program on it has printed.
+    pub(crate) fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.join(format!("{name}.log"))).unwrap()
     }
 
     /// Cuts its power: every process on it dies at once, and its address falls silent.
@@ -237,7 +241,7 @@ impl Node {
         let machine = Machine::start(self.fabric, self.number, &self.folder).await;
         let containerd = self.start_containerd(&machine).await;
         self.running = Some(Running {
-            _kubelet: self.spawn_on(&machine, "kubelet", &self.kubelet()),
+            kubelet: self.spawn_on(&machine, "kubelet", &self.kubelet()),
             _proxy: self.spawn_on(&machine, "kube-proxy", &self.kube_proxy()),
             containerd,
             machine,
@@ -251,6 +255,15 @@ impl Node {
         running.containerd.signal_child(Signal::TERM);
         running.containerd.ended(Duration::from_mins(1)).await;
         running.containerd = self.start_containerd(&running.machine).await;
+        self.running = Some(running);
+    }
+
+    /// Restarts its kubelet as a service manager does; containers go on.
+    pub(crate) async fn restart_kubelet(&mut self) {
+        let mut running = self.running.take().expect("a node with power");
+        running.kubelet.signal_child(Signal::TERM);
+        running.kubelet.ended(Duration::from_mins(1)).await;
+        running.kubelet = self.spawn_on(&running.machine, "kubelet", &self.kubelet());
         self.running = Some(running);
     }
 
