@@ -49,6 +49,10 @@ pub(crate) const REGISTRIES: [&str; 4] = [
     "registry-1.docker.io",
 ];
 
+/// The folder with all that the upstream has, and the name of its certificate.
+const STORAGE: &str = "upstream";
+const CERTIFICATE: &str = "upstream";
+
 /// How long anything may take in Kubernetes on a busy machine; what takes longest in itself is to miss a dead node: 16 s.
 const WAIT: &str = "--timeout=120s";
 
@@ -67,7 +71,7 @@ impl Cluster {
     pub(crate) async fn start(specs: impl IntoIterator<Item = NodeSpec>) -> Self {
         let folder = harness::scratch();
         let hosts = harness::write(folder.path(), "hosts", &etc::hosts());
-        let storage = folder.path().join("upstream");
+        let storage = folder.path().join(STORAGE);
         let program = compile(folder.path()).await;
         let plane = ControlPlane::of_cluster(folder, &hosts).await;
         let pushes = Upstream::of(&storage).await;
@@ -76,7 +80,7 @@ impl Cluster {
             user: "upstream",
             group: "",
         };
-        let certificate = plane.pki().issue("upstream", subject, &names);
+        let certificate = plane.pki().issue(CERTIFICATE, subject, &names);
         let upstream = Upstream::within(plane.namespaces(), ADDRESS, &storage, &certificate).await;
         let mut cluster = Self {
             nodes: Vec::new(),
@@ -180,6 +184,22 @@ impl Cluster {
     /// The registry at 10.77.0.1:443 that every name in `REGISTRIES` leads to.
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// One more registry with the same content, at 10.77.0.1:8443, for nobody but the accounts in this `htpasswd` file.
+    pub(crate) async fn guarded(&self, accounts: &Path) -> Upstream {
+        let pki = self.plane.pki();
+        let file = |end| pki.file(&format!("{CERTIFICATE}.{end}"));
+        let certificate = (file("pem"), file("key"));
+        let storage = self.plane.folder().join(STORAGE);
+        Upstream::guarded(
+            self.plane.namespaces(),
+            ADDRESS,
+            &storage,
+            &certificate,
+            accounts,
+        )
+        .await
     }
 
     /// Puts an image of this static program, and nothing else, into it.

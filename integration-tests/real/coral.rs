@@ -199,7 +199,7 @@ impl Coral {
 
     /// The blobs in its store, sorted. Fails when the bytes of one are not what its name says.
     pub(crate) fn stored_blobs(&self) -> Vec<Digest> {
-        let mut blobs: Vec<Digest> = files(&self.data)
+        let mut blobs: Vec<Digest> = harness::files(&self.data)
             .into_iter()
             .filter_map(|path| stored(&path))
             .collect();
@@ -219,7 +219,8 @@ impl Coral {
             path.extension()
                 .is_some_and(|extension| extension == "part")
         };
-        files(&self.data).into_iter().filter(ends_in_part).collect()
+        let files = harness::files(&self.data).into_iter();
+        files.filter(ends_in_part).collect()
     }
 
     /// Waits for a download to be well under way, and silences its upstream before it can end.
@@ -286,19 +287,6 @@ async fn launch(folder: &Path, admin: u16) -> Process {
                 .is_ok_and(|answer| answer.status().is_success())
         })
         .await
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
 }
 
 /// The digest that a path `…/v1/blobs/sha256/ab/ab…` promises, after a look whether it is kept.

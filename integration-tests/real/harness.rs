@@ -286,6 +286,20 @@ pub(crate) fn write(folder: &Path, name: &str, content: &str) -> PathBuf {
     path
 }
 
+/// All files below a folder; none if there is no such folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
 /// What the environment says.
 #[expect(
     clippy::disallowed_methods,

@@ -17,6 +17,7 @@ use crate::line::{SERVICE, SLOW, WARM};
 use crate::upstream::Certificates;
 
 mod outages;
+mod secrets;
 mod serves;
 mod upgrade;
 

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coral_schema::oci::Digest;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -17,6 +16,10 @@ use crate::coral::{Config, Coral};
 use crate::harness::{self, Process};
 use crate::images::{Draft, Image, TAG};
 use crate::token::{self, TokenService};
+
+mod certificates;
+
+pub(crate) use self::certificates::Certificates;
 
 /// What every upstream of this run holds.
 pub(crate) struct Seed {
@@ -106,6 +109,20 @@ impl Default for Shape {
     }
 }
 
+impl Shape {
+    /// Over TLS, in another network.
+    fn within(network: Namespaces, host: &'static str, certificate: &(PathBuf, PathBuf)) -> Self {
+        Self {
+            scheme: "https",
+            tls: tls(&certificate.0, &certificate.1),
+            host,
+            port: 443,
+            network: Some(network),
+            ..Self::default()
+        }
+    }
+}
+
 impl Upstream {
     /// Open to everybody, over plain HTTP.
     pub(crate) async fn plain() -> Self {
@@ -150,13 +167,23 @@ impl Upstream {
         storage: &Path,
         certificate: &(PathBuf, PathBuf),
     ) -> Self {
+        let shape = Shape::within(network, host, certificate);
+        Self::start(storage, shape).await
+    }
+
+    /// The same at port 8443, for nobody but the accounts in a file as `htpasswd` writes it, whatever is in it by then.
+    pub(crate) async fn guarded(
+        network: Namespaces,
+        host: &'static str,
+        storage: &Path,
+        certificate: &(PathBuf, PathBuf),
+        accounts: &Path,
+    ) -> Self {
+        let accounts = accounts.display();
         let shape = Shape {
-            scheme: "https",
-            tls: tls(&certificate.0, &certificate.1),
-            host,
-            port: 443,
-            network: Some(network),
-            ..Shape::default()
+            port: 8443,
+            auth: format!("auth: {{ htpasswd: {{ realm: team, path: {accounts} }} }}\n"),
+            ..Shape::within(network, host, certificate)
         };
         Self::start(storage, shape).await
     }
@@ -314,33 +341,6 @@ impl Upstream {
 fn status_and_bytes(rest: &str) -> Option<(u16, u64)> {
     let mut words = rest.split(' ').skip(1);
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
-}
-
-/// What a server over TLS needs, in files.
-pub(crate) struct Certificates {
-    /// The authority's, of which nobody knows.
-    pub(crate) authority: PathBuf,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-impl Certificates {
-    /// Of a new authority, for these hosts.
-    pub(crate) fn create(folder: &Path, hosts: &[&str]) -> Self {
-        let mut authority = CertificateParams::new([]).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let own = KeyPair::generate().unwrap();
-        let authority = CertifiedIssuer::self_signed(authority, own).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
-        let server = CertificateParams::new(hosts).unwrap();
-        let server = server.signed_by(&key, &authority).unwrap();
-        Self {
-            authority: harness::write(folder, "authority.pem", &authority.pem()),
-            certificate: harness::write(folder, "server.pem", &server.pem()),
-            key: harness::write(folder, "server.key", &key.serialize_pem()),
-        }
-    }
 }
 
 fn tls(certificate: &Path, key: &Path) -> String {

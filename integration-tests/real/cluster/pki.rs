@@ -46,7 +46,7 @@ impl Pki {
         }
     }
 
-    /// A file of this folder: `ca.pem`, `ca.key`, `tokens.key`, `tokens.pub`.
+    /// A file of this folder: `ca.pem`, `ca.key`, `tokens.key`, `tokens.pub`, and what was issued.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
