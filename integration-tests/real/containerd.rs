@@ -168,6 +168,21 @@ async fn an_old_containerd_pulls_cold_warm_and_cut_off() {
 }
 
 /// What the warmer asks of containerd beyond the CRI: the kubelet learns of a pin by the CRI, and a removal is told.
+/// What a kubelet does for a pod with a pull secret: a registry that asked for it would get it, and would have to know it.
+#[tokio::test]
+async fn l33a_pulls_with_a_login_go_through_the_cache_of_both_containerds() {
+    let upstream = Upstream::plain().await;
+    let coral = Coral::before(&upstream).await;
+    let image = &seed().await.twenty;
+    let reference = format!("{UPSTREAM}/{}", image.name());
+    for kind in [Kind::Current, Kind::Old] {
+        let containerd = Containerd::start(kind, &coral, NOWHERE).await;
+        let pull = ["pull", "--creds", "team:a-secret-of-a-pod", &reference];
+        containerd.crictl(&pull).await.unwrap();
+    }
+    upstream.assert_each_blob_once(image);
+}
+
 #[tokio::test]
 async fn l01_l09_containerd_pins_and_tells_of_deletions() {
     let upstream = Upstream::plain().await;

@@ -245,13 +245,38 @@ async fn h18_redirected_requests_carry_no_credential() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Nodes whose pods have a pull secret send it to whoever asks for one: nobody does, and what comes all the same decides
+/// nothing and goes nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn l33a_a_nodes_login_is_neither_asked_for_nor_passed_on() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let cache = scene.cache("").await?;
+    let base = at(&cache, "/v2/").await;
+    assert_eq!(base.status, 200);
+    assert!(!base.headers.contains_key("www-authenticate"));
+    let theirs = basic("of-a-pod");
+    for (repository, status) in [("open/app", 200), ("team/secret", 404)] {
+        let path = format!("/v2/{repository}/manifests/v1");
+        let got = get(cache.address(), &path, &[("authorization", &theirs)]).await?;
+        assert_eq!(got.status, status, "{repository}");
+        assert!(!got.headers.contains_key("www-authenticate"));
+    }
+    let seen = scene.upstream.seen(&When::any());
+    assert!(!seen.is_empty());
+    assert!(
+        seen.iter()
+            .all(|seen| seen.header("authorization") != theirs)
+    );
+    Ok(())
+}
+
 /// The private image through its own name, in every mode of visibility.
 #[rstest::rstest]
 #[case("auto", false)]
 #[case("shared", true)]
 #[case("public", true)]
 #[tokio::test(flavor = "multi_thread")]
-async fn h20_visibility_decides_who_reads_what_our_credential_opens(
+async fn h20_l31_visibility_decides_who_reads_what_our_credential_opens(
     #[case] mode: &str,
     #[case] served: bool,
 ) -> anyhow::Result<()> {

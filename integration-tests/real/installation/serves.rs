@@ -11,7 +11,7 @@ use crate::line;
 use crate::scratch;
 
 #[tokio::test]
-async fn nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were() {
+async fn l29_nodes_pull_through_what_the_chart_installed_and_are_left_as_they_were() {
     let mut values = values();
     values["registry"]["tls"] = json!({ "secret": CERTIFICATE });
     let installation = Installation::start(&values).await;

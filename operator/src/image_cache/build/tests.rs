@@ -13,7 +13,7 @@ fn jobs(resources: &Resources<Prepared>) -> Vec<(String, String)> {
 }
 
 #[test]
-fn platforms_come_from_the_nodes() {
+fn l13_platforms_come_from_the_nodes() {
     let mut world = World::new();
     world.add_node("amd", &[("pool", "x")]);
     world.add_node("arm", &[("kubernetes.io/arch", "arm64"), ("pool", "y")]);

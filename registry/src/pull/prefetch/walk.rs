@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_followed_to_the_wanted_platforms() {
+    fn l13_an_index_is_followed_to_the_wanted_platforms() {
         let wishes = platforms(&["linux/amd64", "linux/s390x"]);
         let mut walk = Walk::new(root(), &wishes);
         assert_eq!(walk.next(), Some(root()));
