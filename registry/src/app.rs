@@ -90,17 +90,8 @@ impl App {
         admission::follow_users(&access, &tasks);
         let (transfers, puller) = pulling(&config, &opened, &rebuild, metrics, &tasks);
         let hosted = hosting(&config, &opened, (&rebuild, &access), metrics, &tasks);
-        let place = http::Place {
-            bound: server.addresses().oci,
-            is_tls: server.is_tls(),
-        };
-        let oci = http::router(
-            Arc::clone(&access),
-            puller.clone(),
-            hosted.clone(),
-            place,
-            metrics,
-        );
+        let (pull, push) = (puller.clone(), hosted.clone());
+        let oci = http::router(Arc::clone(&access), pull, push, place(&server), metrics);
         let watched = Arc::new(ConfigWatch::new(config, origin.state(), metrics));
         let (health, accepting) = probes(&opened, &tasks);
         let listeners = Listeners {
@@ -253,6 +244,14 @@ fn pulling(
     };
     let puller = Puller::new(parts, pull_config(config), config.cache.manifest_memory);
     (transfers, puller)
+}
+
+/// Where clients find us.
+fn place(server: &Server) -> http::Place {
+    http::Place {
+        bound: server.addresses().oci,
+        is_tls: server.is_tls(),
+    }
 }
 
 /// Takes pushes, forgets the uploads that nobody goes on with, and collects what nobody needs.

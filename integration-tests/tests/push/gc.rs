@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coral_integration_tests::ask::{head, json, metric, post};
+use coral_integration_tests::ask::{head, json, post};
 use coral_integration_tests::cache::Cache;
 use coral_integration_tests::images::Image;
 use coral_integration_tests::pull::{eventually, get, pull};
@@ -117,14 +117,8 @@ async fn h02_a_blob_that_a_client_has_seen_is_there_when_its_manifest_comes() ->
     for _ in 0..3 {
         assert_eq!(pass(&cache, "").await?["removed"], 0);
     }
-    assert_eq!(
-        metric(cache.admin(), "coral_registry_gc_removed_total").await?,
-        1.0
-    );
-    assert_eq!(
-        metric(cache.admin(), "coral_registry_gc_marked").await?,
-        0.0
-    );
+    assert_eq!(cache.metric("gc_removed_total").await?, Some(1.0));
+    assert_eq!(cache.metric("gc_marked").await?, Some(0.0));
     cache.assert_sound();
     Ok(())
 }
@@ -283,13 +277,13 @@ async fn what_else_has_it_keeps_the_bytes() -> anyhow::Result<()> {
     let path = format!("/v2/team/other/blobs/uploads/?mount={shared}&from={REPO}");
     let got = send(cache.address(), (Method::POST, &path), &[], b"").await?;
     assert_eq!(got.status, 201);
-    let path = format!("/v2/team/other/manifests/v1");
+    let path = "/v2/team/other/manifests/v1";
     let body = json!({ "layers": [{ "mediaType": "a/b", "digest": shared, "size": 6 }] });
     let headers = [("content-type", media_type::OCI_MANIFEST)];
     let body = body.to_string();
     let got = send(
         cache.address(),
-        (Method::PUT, &path),
+        (Method::PUT, path),
         &headers,
         body.as_bytes(),
     )

@@ -141,7 +141,7 @@ fn said(report: Option<&ImageReport>, otherwise: &str) -> String {
     }];
     parts.extend(report.message.as_deref().map(str::to_owned));
     if let Some(next) = &report.next_attempt {
-        parts.push(format!("next try at {}", next));
+        parts.push(format!("next try at {next}"));
     }
     parts.extend(report.reason.map(|reason| reason.remedy().to_owned()));
     parts.join("; ")

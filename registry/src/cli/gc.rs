@@ -62,12 +62,11 @@ fn table(report: &GcReport) -> String {
     if report.more {
         text.push_str("and more\n");
     }
-    let (removed, freed) = match report.dry_run {
-        true => ("would be removed", String::new()),
-        false => (
-            "removed",
-            format!(" ({} freed)", ByteSize(report.freed_bytes).display().iec()),
-        ),
+    let (removed, freed) = if report.dry_run {
+        ("would be removed", String::new())
+    } else {
+        let freed = ByteSize(report.freed_bytes).display().iec();
+        ("removed", format!(" ({freed} freed)"))
     };
     let _ = writeln!(
         text,
