@@ -93,6 +93,38 @@ async fn chunks_out_of_order() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where there is no session, none is named; where somebody writes to one, it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn h32_a_location_is_named_where_there_is_one() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let digest = Digest::sha256(b"12345");
+    let path = format!("/v2/{REPO}/blobs/uploads/?digest={digest}");
+    let headers = [("content-range", "5-9")];
+    let got = send(cache.address(), (Method::POST, &path), &headers, b"12345").await?;
+    assert_refused(&got, 416, "BLOB_UPLOAD_INVALID");
+    assert!(!got.headers.contains_key("location") && !got.headers.contains_key("range"));
+
+    let location = begin(cache.address(), REPO).await?;
+    let mut connection = Connection::open(cache.address()).await?;
+    let headers = [("content-length", "100")];
+    connection
+        .begin(&Method::PATCH, &location, &headers)
+        .await?;
+    connection.write(b"12345").await?;
+    eventually("somebody writes to the session", async || {
+        let got = get(cache.address(), &location, &[]).await;
+        got.is_ok_and(|got| got.header("range") == "0-4")
+    })
+    .await;
+    let got = send(cache.address(), (Method::DELETE, &location), &[], b"").await?;
+    assert_refused(&got, 416, "BLOB_UPLOAD_INVALID");
+    assert_eq!(
+        (got.header("location"), got.header("range")),
+        (location.as_str(), "0-4")
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_is_not_as_long_as_it_says() -> anyhow::Result<()> {
     let cache = registry().await?;

@@ -51,8 +51,8 @@ pub(super) enum Failure {
     OutOfOrder {
         /// Bytes that it has.
         received: u64,
-        /// Where it is.
-        location: String,
+        /// Where it is; nothing where there is none.
+        location: Option<String>,
     },
     /// More `tag` parameters than are accepted.
     #[error(
@@ -168,7 +168,7 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
         Failure::OutOfOrder { received, location } => {
             let status = StatusCode::RANGE_NOT_SATISFIABLE;
             let mut answer = ErrorAnswer::new(status, ErrorCode::BlobUploadInvalid, failure);
-            answer.session = Some((*received, location.clone()));
+            answer.session = location.clone().map(|location| (*received, location));
             answer
         }
         Failure::TooManyTags => {

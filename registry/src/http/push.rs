@@ -158,7 +158,7 @@ impl From<HostedError> for Failure {
         match error {
             HostedError::OutOfOrder { received } => Self::OutOfOrder {
                 received,
-                location: String::new(),
+                location: None,
             },
             other => Self::Hosted(other),
         }

@@ -79,7 +79,8 @@ pub(super) async fn go_on(
     let id = parse(id)?;
     match *asked.method {
         Method::DELETE => {
-            http.hosted.cancel(&cap, &id).await?;
+            let cancelled = http.hosted.cancel(&cap, &id).await;
+            cancelled.map_err(|error| at_session(error, asked, path, &id))?;
             Ok(Answer::new(StatusCode::NO_CONTENT, Outcome::Hit))
         }
         Method::PATCH => {
@@ -124,7 +125,7 @@ fn at_session(error: HostedError, asked: &Asked<'_>, path: &str, id: &UploadId) 
     match error {
         HostedError::OutOfOrder { received } => Failure::OutOfOrder {
             received,
-            location: location(asked, &format!("{path}/blobs/uploads/{id}")),
+            location: Some(location(asked, &format!("{path}/blobs/uploads/{id}"))),
         },
         other => other.into(),
     }
