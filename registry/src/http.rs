@@ -41,6 +41,7 @@ mod cached;
 mod catalog;
 mod error;
 mod manifest;
+mod multipart;
 mod paging;
 mod push;
 pub mod range;

@@ -34,6 +34,7 @@ pub use self::metrics::PullMetrics;
 use self::negative::Negative;
 use self::recorder::Recorder;
 use self::revalidate::Verdict;
+pub use self::stored::StoredPart;
 use crate::access::cap::ReadCap;
 use crate::index::{Index, IndexError};
 use crate::name::RepoKey;

@@ -130,6 +130,59 @@ async fn referrers() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_parts_of_a_blob() -> anyhow::Result<()> {
+    let cache = registry().await?;
+    let content = Content::generated(1, 600_000).read_all();
+    let digest = blob(cache.address(), REPO, &content).await?;
+    let path = format!("/v2/{REPO}/blobs/{digest}");
+    let ask = async |range: &str| get(cache.address(), &path, &[("range", range)]).await;
+    let got = ask("bytes=500000-,0-99,300000-300000").await?;
+    let boundary = &digest.hex();
+    assert_eq!((got.status, got.clean), (206, true));
+    assert_eq!(
+        got.header("content-type"),
+        format!("multipart/byteranges; boundary={boundary}")
+    );
+    assert_eq!(got.header("content-length"), got.body.len().to_string());
+    assert_eq!(got.header("docker-content-digest"), digest.to_string());
+    let mut expected = Vec::new();
+    for (first, last) in [(500_000, 599_999), (0, 99), (300_000, 300_000)] {
+        let head = format!(
+            "--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {first}-{last}/600000\r\n\r\n"
+        );
+        expected.extend_from_slice(head.as_bytes());
+        expected.extend_from_slice(&content[first..=last]);
+        expected.extend_from_slice(b"\r\n");
+    }
+    expected.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    assert!(got.body == expected, "{} bytes", got.body.len());
+
+    let got = ask("bytes=5-9,0-6").await?;
+    assert_eq!(
+        (got.status, got.header("content-range")),
+        (206, "bytes 0-9/600000")
+    );
+    assert!(got.body == content[..10]);
+    let got = ask("bytes=600000-,700000-").await?;
+    assert_eq!(
+        (got.status, got.header("content-range")),
+        (416, "bytes */600000")
+    );
+    let many: Vec<_> = (0..2000).map(|at| format!("{at}-{at}")).collect();
+    let got = ask(&format!("bytes={}", many.join(","))).await?;
+    assert_eq!((got.status, got.body.len()), (200, 600_000));
+    let got = send(
+        cache.address(),
+        (Method::HEAD, &path),
+        &[("range", "bytes=0-1,4-5")],
+        b"",
+    )
+    .await?;
+    assert_eq!((got.status, got.header("content-length")), (200, "600000"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lists_in_pages() -> anyhow::Result<()> {
     let cache = registry().await?;
     for tag in ["b", "a", "B", "c"] {

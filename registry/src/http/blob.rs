@@ -7,10 +7,11 @@ use http::{HeaderValue, StatusCode};
 
 use super::answer::{Answer, Content, EntityTag};
 use super::error::Failure;
-use super::range::{Wanted, wanted};
+use super::multipart::set_parts;
+use super::range::{Wanted, resolve, wanted};
 use super::{Asked, Http, Readable};
 use crate::access::Probe;
-use crate::pull::{BlobAnswer, BlobHead, PullError};
+use crate::pull::{BlobAnswer, BlobBody, BlobHead, Outcome, PullError, StoredPart};
 
 /// A range matters for a GET only (RFC 9110, section 14.2).
 pub(super) async fn blob(
@@ -31,9 +32,14 @@ pub(super) async fn blob(
         let head = head(http, asked, &cap, digest).await?;
         return Ok(head_answer(head, &tag));
     }
+    let mut several = Vec::new();
     let range = match wanted(asked.headers, tag.as_bytes()) {
         Wanted::Whole => None,
         Wanted::Part(range) => Some(range),
+        Wanted::Parts(ranges) => {
+            several = ranges;
+            None
+        }
         Wanted::Nothing => {
             let BlobHead { size, .. } = head(http, asked, &cap, digest).await?;
             return Err(PullError::RangeNotSatisfiable { size }.into());
@@ -47,7 +53,43 @@ pub(super) async fn blob(
         }
         Readable::Proxied(cap) => http.puller.blob(&cap, digest, range).await?,
     };
-    Ok(get_answer(blob, asked.files.take(), &tag))
+    match &blob.body {
+        BlobBody::Stored(stored) if !several.is_empty() => {
+            let parts = resolve(&several, stored.size());
+            parts_answer(stored, &parts, blob.outcome, (digest, &tag))
+        }
+        // While it arrives, who wants several parts gets the whole: the last of them would have to wait for it anyway.
+        _ => Ok(get_answer(blob, asked.files.take(), &tag)),
+    }
+}
+
+/// Parts of a blob that is here; one is no list (RFC 9110, section 15.3.7.2).
+fn parts_answer(
+    stored: &StoredPart,
+    parts: &[(u64, u64)],
+    outcome: Outcome,
+    (digest, tag): (&Digest, &EntityTag),
+) -> Result<Answer, Failure> {
+    let size = stored.size();
+    match parts {
+        [] => Err(PullError::RangeNotSatisfiable { size }.into()),
+        [part] => {
+            let blob = BlobAnswer {
+                size: Some(size),
+                range: Some(*part),
+                body: stored.part(*part),
+                outcome,
+            };
+            Ok(get_answer(blob, None, tag))
+        }
+        parts => {
+            let mut answer = Answer::new(StatusCode::OK, outcome);
+            set_headers(&mut answer, tag);
+            let parts = parts.iter().map(|part| (*part, stored.part(*part)));
+            set_parts(&mut answer, digest, size, parts.collect());
+            Ok(answer)
+        }
+    }
 }
 
 async fn head(
@@ -105,7 +147,6 @@ fn set_headers(answer: &mut Answer, tag: &EntityTag) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pull::{BlobBody, Outcome};
     use futures::StreamExt as _;
     use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 

@@ -6,12 +6,14 @@ use http::header::{IF_RANGE, RANGE};
 use crate::pull::RangeSpec;
 
 /// Which part of a blob a request wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// All of it: there is no range, or one that may be ignored (malformed, several, another unit).
+    /// All of it: there is no range, or one that may be ignored (malformed, too many, another unit).
     Whole,
     /// One range.
     Part(RangeSpec),
+    /// Several, in the order of the request.
+    Parts(Vec<RangeSpec>),
     /// A range that no blob can satisfy: 416 once the blob is known to be there.
     Nothing,
 }
@@ -34,17 +36,34 @@ pub fn wanted(headers: &HeaderMap, etag: &[u8]) -> Wanted {
 }
 
 /// Reads the value of a `Range` header. An inverted range counts as unsatisfiable, not as malformed: the conformance
-/// suite wants 416 for `500-0`.
+/// suite wants 416 for `500-0`. Of several ranges those that no blob can satisfy do not count.
 pub fn parse(header: &str) -> Wanted {
-    let Some((unit, range)) = header.split_once('=') else {
-        return Wanted::Whole;
-    };
-    let Some((first, last)) = range.trim().split_once('-') else {
+    let Some((unit, ranges)) = header.split_once('=') else {
         return Wanted::Whole;
     };
     if !unit.trim().eq_ignore_ascii_case("bytes") {
         return Wanted::Whole;
     }
+    let mut parts = Vec::new();
+    for (place, range) in ranges.split(',').enumerate() {
+        match one(range.trim()) {
+            _ if place >= MOST_RANGES => return Wanted::Whole,
+            Wanted::Part(part) => parts.push(part),
+            Wanted::Nothing => {}
+            Wanted::Whole | Wanted::Parts(_) => return Wanted::Whole,
+        }
+    }
+    match parts.as_slice() {
+        [] => Wanted::Nothing,
+        [part] => Wanted::Part(*part),
+        _ => Wanted::Parts(parts),
+    }
+}
+
+fn one(range: &str) -> Wanted {
+    let Some((first, last)) = range.split_once('-') else {
+        return Wanted::Whole;
+    };
     match (first, last) {
         ("", length) => match number(length) {
             None => Wanted::Whole,
@@ -63,6 +82,31 @@ pub fn parse(header: &str) -> Wanted {
         },
     }
 }
+
+/// First and last bytes of these ranges of a blob of `size` bytes, as far as they lie in it. In the order of the request,
+/// which clients count on, unless they overlap: then what overlaps is one, and all are in the order of the blob, so that
+/// nobody gets more than the whole (RFC 9110, sections 14.2 and 15.3.7.2).
+pub fn resolve(parts: &[RangeSpec], size: u64) -> Vec<(u64, u64)> {
+    let within = parts.iter().filter_map(|part| part.resolve(size));
+    let within: Vec<_> = within.collect();
+    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(within.len());
+    let mut sorted = within.clone();
+    sorted.sort_unstable();
+    for (first, last) in sorted {
+        match merged.last_mut() {
+            Some((_, end)) if first <= *end => *end = last.max(*end),
+            _ => merged.push((first, last)),
+        }
+    }
+    if merged.len() == within.len() {
+        within
+    } else {
+        merged
+    }
+}
+
+/// As many as containers/image asks for at once when it looks for what changed in a zstd:chunked layer.
+const MOST_RANGES: usize = 1024;
 
 /// Digits only. What is too big for a blob stays too big.
 fn number(text: &str) -> Option<u64> {
@@ -89,7 +133,14 @@ mod tests {
     #[case("bytes=99999999999999999999-", Wanted::Part(RangeSpec::From(u64::MAX)))]
     #[case("bytes=500-0", Wanted::Nothing)]
     #[case("bytes=-0", Wanted::Nothing)]
-    #[case("bytes=0-1,3-4", Wanted::Whole)]
+    #[case(
+        "bytes=0-1, 3-4,-5",
+        Wanted::Parts(vec![RangeSpec::Bounded(0, 1), RangeSpec::Bounded(3, 4), RangeSpec::Suffix(5)])
+    )]
+    #[case("bytes=5-1,3-4", Wanted::Part(RangeSpec::Bounded(3, 4)))]
+    #[case("bytes=5-1,-0", Wanted::Nothing)]
+    #[case("bytes=0-1,x", Wanted::Whole)]
+    #[case("bytes=0-1,", Wanted::Whole)]
     #[case("bytes=-", Wanted::Whole)]
     #[case("bytes=+1-2", Wanted::Whole)]
     #[case("bytes=1 - 2", Wanted::Whole)]
@@ -103,12 +154,36 @@ mod tests {
     }
 
     #[test]
+    fn too_many_ranges_are_ignored() {
+        let header = |count: usize| {
+            let ranges: Vec<_> = (0..count).map(|at| format!("{at}-{at}")).collect();
+            format!("bytes={}", ranges.join(","))
+        };
+        assert!(matches!(parse(&header(MOST_RANGES)), Wanted::Parts(_)));
+        assert_eq!(parse(&header(MOST_RANGES + 1)), Wanted::Whole);
+    }
+
+    #[rstest::rstest]
+    #[case("bytes=8-9,0-1", &[(8, 9), (0, 1)])]
+    #[case("bytes=2-3,4-5", &[(2, 3), (4, 5)])]
+    #[case("bytes=5-,0-5", &[(0, 9)])]
+    #[case("bytes=0-1,-4,7-20", &[(0, 1), (6, 9)])]
+    #[case("bytes=0-1,10-", &[(0, 1)])]
+    #[case("bytes=11-,10-", &[])]
+    fn several(#[case] header: &str, #[case] expected: &[(u64, u64)]) {
+        let Wanted::Parts(parts) = parse(header) else {
+            panic!("several");
+        };
+        assert_eq!(resolve(&parts, 10), expected);
+    }
+
+    #[test]
     fn a_condition_on_other_content_means_the_whole() {
         let mut headers = HeaderMap::new();
         assert_eq!(wanted(&headers, b"\"a\""), Wanted::Whole);
         headers.insert(RANGE, HeaderValue::from_static("bytes=5-"));
         let part = Wanted::Part(RangeSpec::From(5));
-        assert_eq!(wanted(&headers, b"\"a\""), part);
+        assert_eq!(wanted(&headers, b"\"a\""), part.clone());
         headers.insert(IF_RANGE, HeaderValue::from_static("\"a\""));
         assert_eq!(wanted(&headers, b"\"a\""), part);
         for other in ["\"b\"", "W/\"a\"", "Sat, 29 Oct 1994 19:43:31 GMT"] {
@@ -126,6 +201,18 @@ mod tests {
             if let Wanted::Part(RangeSpec::Bounded(first, last)) = parse(&header) {
                 prop_assert!(first <= last);
             }
+        }
+
+        #[test]
+        fn parts_are_the_bytes_that_were_asked_for(
+            ranges in prop::collection::vec((0..40_u64, 0..40_u64), 1..9), size in 0..40_u64
+        ) {
+            let parts: Vec<_> = ranges.iter().map(|(a, b)| RangeSpec::Bounded(*a.min(b), *a.max(b))).collect();
+            let found = resolve(&parts, size);
+            let asked = (0..size).filter(|byte| ranges.iter().any(|(a, b)| (a.min(b)..=a.max(b)).contains(&byte)));
+            let mut sent: Vec<u64> = found.iter().flat_map(|(first, last)| *first..=*last).collect();
+            sent.sort_unstable();
+            prop_assert_eq!(sent, asked.collect::<Vec<_>>());
         }
     }
 }

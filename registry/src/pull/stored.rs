@@ -48,6 +48,20 @@ pub(super) fn from_store(
 }
 
 impl StoredPart {
+    /// Length of the whole blob, bytes.
+    pub fn size(&self) -> u64 {
+        self.blob.size()
+    }
+
+    /// Another part of the same blob: from the first to the last of these bytes.
+    pub fn part(&self, (first, last): (u64, u64)) -> BlobBody {
+        BlobBody::Stored(Self {
+            blob: Arc::clone(&self.blob),
+            start: first,
+            end: last.saturating_add(1).min(self.size()),
+        })
+    }
+
     /// Its bytes; what `sender` can send from the page cache, it sends. Short ends and whatever the disk must be asked for
     /// are read and passed on.
     pub(super) fn into_stream(
