@@ -129,6 +129,66 @@ async fn referrers() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// All pages; each at most 4 MiB.
+async fn all_referrers(cache: &Cache, path: String) -> anyhow::Result<(Vec<String>, usize)> {
+    let (mut next, mut found, mut pages) = (path, Vec::new(), 0);
+    loop {
+        let got = get(cache.address(), &next, &[]).await?;
+        assert_eq!((got.status, got.body.len() <= 4 << 20), (200, true));
+        let page = json(&got)["manifests"].as_array().cloned();
+        let digests = page.unwrap_or_default();
+        let digests = digests.iter().filter_map(|entry| entry["digest"].as_str());
+        found.extend(digests.map(str::to_owned));
+        pages += 1;
+        let link = got.header("link");
+        if link.is_empty() {
+            return Ok((found, pages));
+        }
+        let end = link.find('>').unwrap_or(link.len());
+        link[1..end].clone_into(&mut next);
+    }
+}
+
+/// Some are so large that 4 MiB come before a thousand entries.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_referrers_are_listed_in_pages() -> anyhow::Result<()> {
+    const MANY: u32 = 1500;
+    let cache = registry().await?;
+    let subject = Digest::sha256(b"subject");
+    let mut pushed = Vec::new();
+    for number in 0..MANY {
+        let kind = if number % 3 == 0 {
+            "a/third"
+        } else {
+            "a/other"
+        };
+        let weight = if number < 1200 { 10 } else { 40_000 };
+        let body = json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": kind,
+            "layers": [], "subject": { "mediaType": "a/b", "digest": subject, "size": 7 },
+            "annotations": { "number": number.to_string(), "text": "x".repeat(weight) },
+        });
+        let bytes = Bytes::from(body.to_string());
+        let digest = Digest::sha256(&bytes);
+        let reference = digest.to_string();
+        let to = (REPO, reference.as_str());
+        let got = manifest(cache.address(), to, media_type::OCI_MANIFEST, &bytes).await?;
+        assert_eq!(got.status, 201);
+        pushed.push((reference, kind));
+    }
+    pushed.sort_unstable();
+    let path = format!("/v2/{REPO}/referrers/{subject}");
+    let (found, pages) = all_referrers(&cache, path.clone()).await?;
+    let expected: Vec<_> = pushed.iter().map(|(digest, _)| digest.clone()).collect();
+    assert!(found == expected, "{} in {pages} pages", found.len());
+    assert!(pages >= 3, "{pages}");
+    let (found, _) = all_referrers(&cache, format!("{path}?artifactType=a/third")).await?;
+    let thirds = pushed.iter().filter(|(_, kind)| *kind == "a/third");
+    let expected: Vec<_> = thirds.map(|(digest, _)| digest.clone()).collect();
+    assert!(found == expected, "{}", found.len());
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_parts_of_a_blob() -> anyhow::Result<()> {
     let cache = registry().await?;

@@ -23,22 +23,28 @@ pub(super) async fn referrers(
     digest: &Digest,
 ) -> Result<Answer, Failure> {
     let filter = asked.query.get("artifactType");
+    let last = asked.query.get("last");
+    // Where a page of the whole list begins; a hosted repository is asked for the page alone.
+    let mut start = last.as_deref();
     let found = match http.admit(asked, path, Probe::Repository).await {
         Ok(Readable::Proxied(cap)) => {
             let found = http.puller.referrers(&cap, digest, filter.as_deref());
             found.await.map_err(Failure::from)
         }
         Ok(Readable::Hosted(cap)) => {
-            let found = http
-                .puller
-                .hosted_referrers(&cap, digest, filter.as_deref());
+            let after = start.take().and_then(|last| last.parse().ok());
+            let filter = filter.as_deref();
+            let found = http.puller.hosted_referrers(&cap, digest, filter, after);
             found.await.map_err(Failure::from)
         }
         Err(failure) => Err(failure),
     };
     let found = found.or_else(empty_if_unknown)?;
-    let last = asked.query.get("last");
-    let (page, next) = page(&found.manifests, last.as_deref());
+    let (page, next) = page(&found.manifests, start);
+    let behind = found
+        .more
+        .then(|| found.manifests.last().and_then(digest_of));
+    let next = next.or(behind.flatten());
     let mut answer = Answer::json(media_type::OCI_INDEX, found.outcome, page);
     answer.set_warning(found.warning.as_deref());
     if filter.is_some() {
@@ -62,6 +68,7 @@ fn empty_if_unknown(failure: Failure) -> Result<ReferrersAnswer, Failure> {
         Failure::Access(AccessError::Hidden(_)) | Failure::Pull(PullError::NotFound(_)) => {
             Ok(ReferrersAnswer {
                 manifests: Vec::new(),
+                more: false,
                 warning: None,
                 outcome: Outcome::Negative,
             })

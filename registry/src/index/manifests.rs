@@ -91,25 +91,39 @@ impl Index {
         Ok(memory.fill(key, row, since))
     }
 
-    /// Manifests of this repository that refer to `subject`, at most a thousand, by digest.
+    /// Manifests of this repository that refer to `subject`, of this type if one is named: at most `limit` behind `after`,
+    /// by digest.
     pub async fn referrers(
         &self,
         repo: &RepoKey,
         subject: &Digest,
+        artifact_type: Option<&str>,
+        (after, limit): (Option<Digest>, usize),
     ) -> Result<Vec<(Digest, Arc<ManifestRow>)>, IndexError> {
         let (name, subject) = (repo.to_string(), *subject);
+        let kind = artifact_type.map(str::to_owned);
         // Asked before the file, so that a row committed in between is found in one of them.
         let pending = self.0.memory.manifests.pending(|(of, _)| of == repo);
-        let query = move |db: &Connection| referrers(db, &name, &subject);
+        let most = from_size((limit.saturating_add(pending.len())) as u64);
+        let query = move |db: &Connection| {
+            let after = after.as_ref().map_or([].as_slice(), Digest::bytes);
+            referrers(db, &name, (&subject, kind.as_deref()), (after, most))
+        };
         let mut found = self.0.worker.read(query).await?;
+        let is_wanted = |digest: &Digest, row: &ManifestRow| {
+            let is_named = artifact_type.is_none() || row.artifact_type.as_deref() == artifact_type;
+            let is_behind = after.is_none_or(|after| digest.bytes() > after.bytes());
+            is_named && is_behind && row.subject == Some(subject)
+        };
         for ((_, digest), row) in pending {
             found.retain(|(known, _)| *known != digest);
             found.extend(
-                row.filter(|row| row.subject == Some(subject))
+                row.filter(|row| is_wanted(&digest, row))
                     .map(|row| (digest, row)),
             );
         }
-        found.sort_unstable_by_key(|(digest, _)| *digest);
+        found.sort_unstable_by(|(one, _), (other, _)| one.bytes().cmp(other.bytes()));
+        found.truncate(limit);
         Ok(found)
     }
 
@@ -139,10 +153,12 @@ fn select(db: &Connection, repo: &str, digest: &Digest) -> rusqlite::Result<Opti
 fn referrers(
     db: &Connection,
     repo: &str,
-    subject: &Digest,
+    (subject, artifact_type): (&Digest, Option<&str>),
+    (after, limit): (&[u8], i64),
 ) -> rusqlite::Result<Vec<(Digest, Arc<ManifestRow>)>> {
     let mut statement = db.prepare_cached(SELECT_REFERRERS)?;
-    let rows = statement.query_map((repo, subject.bytes(), REFERRERS), |row| {
+    let wanted = (repo, subject.bytes(), artifact_type, after, limit);
+    let rows = statement.query_map(wanted, |row| {
         Ok((columns::digest(row, 0)?, manifest(row, 1)?))
     })?;
     rows.map(|found| {
@@ -253,9 +269,6 @@ pub(super) fn exists(db: &Connection, repo: &str, digest: &Digest) -> rusqlite::
     db.prepare_cached(EXISTS)?.exists((repo, digest.bytes()))
 }
 
-/// More signatures and attestations of one image than anybody lists.
-const REFERRERS: u32 = 1000;
-
 const MANIFEST: &str = "manifest";
 const CONFIG: &str = "config";
 const LAYER: &str = "layer";
@@ -268,7 +281,8 @@ FROM manifests WHERE repo = ?1 AND digest = ?2";
 
 const SELECT_REFERRERS: &str = "
 SELECT digest, media_type, size, subject, artifact_type, annotations, stored
-FROM manifests WHERE repo = ?1 AND subject = ?2 ORDER BY digest LIMIT ?3";
+FROM manifests WHERE repo = ?1 AND subject = ?2 AND digest > ?4 AND (?3 IS NULL OR artifact_type = ?3)
+ORDER BY digest LIMIT ?5";
 
 const SELECT_CHILDREN: &str = "
 SELECT child, kind, size, media_type, platform

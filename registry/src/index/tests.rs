@@ -145,7 +145,10 @@ async fn assert_filled(index: &Index) {
     );
     assert_eq!(index.tags(&r, None, 10).await.unwrap(), [tag("latest")]);
     assert_eq!(
-        index.referrers(&r, &digest("subject")).await.unwrap(),
+        index
+            .referrers(&r, &digest("subject"), None, (None, 9))
+            .await
+            .unwrap(),
         [(m, row)]
     );
     assert!(index.is_member(&r, &digest("odd")).await.unwrap());

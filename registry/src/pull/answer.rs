@@ -171,6 +171,8 @@ pub struct TagsAnswer {
 pub struct ReferrersAnswer {
     /// Descriptors as JSON, filtered by `artifactType` if one was asked for.
     pub manifests: Vec<serde_json::Value>,
+    /// Are there more behind these?
+    pub more: bool,
     /// A sentence for a `Warning: 299` header.
     pub warning: Option<String>,
     /// Where it came from.

@@ -97,21 +97,27 @@ impl Puller {
         })
     }
 
-    /// What was pushed to this repository and refers to a digest, whether that is here or not.
+    /// What was pushed to this repository and refers to a digest, whether that is here or not: one page of it, behind
+    /// `after`.
     pub async fn hosted_referrers(
         &self,
         cap: &HostedCap,
         digest: &Digest,
         artifact_type: Option<&str>,
+        after: Option<Digest>,
     ) -> Result<ReferrersAnswer, PullError> {
-        self.recall(cap.repo()).await?;
-        let rows = said(self.0.index.referrers(cap.repo(), digest).await)?;
-        let is_wanted = |kind: Option<&str>| artifact_type.is_none() || artifact_type == kind;
-        let wanted = rows
-            .iter()
-            .filter(|(_, row)| is_wanted(row.artifact_type.as_deref()));
+        let repo = cap.repo();
+        self.recall(repo).await?;
+        let page = (after, LONGEST_PAGE + 1);
+        let rows = said(
+            self.0
+                .index
+                .referrers(repo, digest, artifact_type, page)
+                .await,
+        )?;
         Ok(ReferrersAnswer {
-            manifests: wanted.map(describe).collect(),
+            more: rows.len() > LONGEST_PAGE,
+            manifests: rows.iter().take(LONGEST_PAGE).map(describe).collect(),
             warning: None,
             outcome: Outcome::Hit,
         })

@@ -105,6 +105,7 @@ impl Puller {
             .map(|error| format!("{error}; only the referrers that this cache knows are listed"));
         Ok(ReferrersAnswer {
             manifests,
+            more: false,
             warning,
             outcome,
         })
@@ -144,16 +145,20 @@ impl Puller {
         digest: &Digest,
         error: &PullError,
     ) -> Result<Vec<Value>, PullError> {
-        let rows = self
-            .0
-            .index
-            .referrers(cap.repo(), digest)
-            .await
-            .unwrap_or_default();
-        if rows.is_empty() {
+        let (index, mut found, mut after) = (&self.0.index, Vec::new(), None);
+        loop {
+            let page = index.referrers(cap.repo(), digest, None, (after, LONGEST_PAGE));
+            let rows = page.await.unwrap_or_default();
+            found.extend(rows.iter().map(describe));
+            after = rows.last().map(|(digest, _)| *digest);
+            if rows.len() < LONGEST_PAGE {
+                break;
+            }
+        }
+        if found.is_empty() {
             return Err(error.clone());
         }
-        Ok(rows.iter().map(describe).collect())
+        Ok(found)
     }
 
     /// Repositories of which something is stored, in order.
@@ -203,7 +208,7 @@ fn call(cap: &ReadCap) -> Call {
     }
 }
 
-/// Most tags on one page.
+/// Most entries on one page.
 pub(super) const LONGEST_PAGE: usize = 1000;
 
 #[cfg(test)]
