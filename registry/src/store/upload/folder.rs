@@ -69,7 +69,11 @@ impl UploadFolder {
         let Ok(repo) = state.repository.parse() else {
             return Ok(None);
         };
-        let file = open_file(&folder.join(DATA))?;
+        let file = match open_file(&folder.join(DATA)) {
+            // Accepted, or cancelled, by a process that was killed before it could remove the rest.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
         if file.metadata()?.len() < state.offset {
             return Ok(None);
         }
@@ -100,7 +104,10 @@ impl UploadFolder {
             if id.is_some_and(|id| is_written(&id)) {
                 continue;
             }
-            let is_older = |than| is_older(&folder.join(DATA), than, now);
+            // A process that was killed when it accepted the bytes has left the rest.
+            let data = Some(folder.join(DATA)).filter(|data| data.exists());
+            let dated = data.as_ref().unwrap_or(&folder);
+            let is_older = |than| is_older(dated, than, now);
             let is_lost = || is_older(JUST_BEGUN) && self.saved(&folder).is_none();
             if is_older(max_age) || is_lost() {
                 self.remove(&folder)?;

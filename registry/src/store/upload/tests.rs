@@ -82,6 +82,23 @@ fn old_and_lost_uploads_are_swept_but_none_that_is_written() {
     assert!(folder.find(kept.id()).unwrap().is_none());
 }
 
+/// A kill between the rename of the bytes and the removal of the rest: the session is over, and does not stay.
+#[test]
+fn h03_what_is_left_of_an_accepted_upload_is_swept() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = folder(root.path());
+    let upload = folder.create(&repo(), Algorithm::Sha256).unwrap();
+    upload.save().unwrap();
+    let path = folder.folder_of(upload.id());
+    fs::rename(path.join(DATA), root.path().join("blob")).unwrap();
+    assert!(folder.find(upload.id()).unwrap().is_none());
+    let now = SystemTime::now();
+    folder.sweep(DAY, now, |_| false).unwrap();
+    assert_eq!(count(root.path()), 1, "just begun");
+    folder.sweep(DAY, now + 2 * DAY, |_| false).unwrap();
+    assert_eq!(count(root.path()), 0);
+}
+
 /// H-09: after a power loss the file may have the length without the bytes.
 #[test]
 fn h09_an_upload_of_another_boot_is_lost() {
