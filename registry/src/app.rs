@@ -277,9 +277,7 @@ fn hosting(
     hosted.start_collecting(tasks);
     let (sweeping, stopping) = (hosted.clone(), tasks.stopping());
     tasks.spawn("sweep uploads", async move {
-        stopping
-            .run_until_cancelled(parts::sweep_uploads(sweeping))
-            .await
+        stopping.run_until_cancelled(sweeping.sweep_forever()).await
     });
     hosted
 }

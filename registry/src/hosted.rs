@@ -22,8 +22,8 @@ use futures::stream::BoxStream;
 use moka::sync::Cache;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
+use self::active::Active;
 pub use self::fill::skip;
-use self::gc::Active;
 pub use self::gc::GcConfig;
 pub use self::manifest::{Accepted, Pushed};
 pub use self::metrics::HostedMetrics;
@@ -39,6 +39,7 @@ use crate::store::key::{Entry, RecordKey};
 use crate::store::record::{self, RepoKind, RepoRecord};
 use crate::store::{BlobStore, DigestMismatch, RecordStore, Room, StoreError, UploadStore};
 
+mod active;
 mod fill;
 mod gc;
 mod manifest;

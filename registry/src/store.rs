@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use coral_schema::oci::{Algorithm, Digest};
@@ -184,8 +185,12 @@ pub trait UploadStore: fmt::Debug + Send + Sync {
         manifest: &'a VerifiedManifest,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
 
-    /// Removes uploads that nobody has gone on with for a day.
-    fn sweep(&self, is_written: Box<IsWritten>) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Removes uploads that nobody has gone on with for so long.
+    fn sweep(
+        &self,
+        max_age: Duration,
+        is_written: Box<IsWritten>,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// Is this upload being written now?

@@ -12,7 +12,6 @@ use super::durability;
 use crate::access::Key;
 use crate::config::Config;
 use crate::evict::Evictor;
-use crate::hosted::Hosted;
 use crate::index::{Index, OpenState};
 use crate::store::{
     BlobStore, Bucket, Buffers, Limits, LocalStore, RecordStore, Space, UploadStore, Volume,
@@ -176,16 +175,6 @@ async fn sweep(store: LocalStore) {
         tokio::time::sleep(SWEEP_EVERY).await;
         if let Err(error) = store.sweep_parts().await {
             tracing::warn!(%error, "old part files could not be removed; it is tried again");
-        }
-    }
-}
-
-/// As for part files.
-pub(super) async fn sweep_uploads(hosted: Hosted) {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
-        if let Err(error) = hosted.sweep().await {
-            tracing::warn!(%error, "old uploads could not be removed; it is tried again");
         }
     }
 }

@@ -51,10 +51,12 @@ pub(super) fn gc(mut section: Section<'_>) -> GcConfig {
     let default = GcConfig::default();
     let interval = section.value("interval", value::or_none(value::wait(LONGEST)));
     let grace = section.value("grace", value::wait(LONGEST));
+    let uploads = section.value("uploads", value::wait(LONGEST));
     section.finish();
     GcConfig {
         interval: interval.unwrap_or(default.interval),
         grace: grace.unwrap_or(default.grace),
+        uploads: uploads.unwrap_or(default.uploads),
     }
 }
 

@@ -250,6 +250,30 @@ fn hosted_repositories() {
 }
 
 #[test]
+fn what_is_not_needed_goes_when_that_is_said() {
+    let text = "{ hosted: [{ prefix: a, deleteUntaggedAfter: 168h }, { prefix: b, deleteUntaggedAfter: none }, { prefix: c }], \
+                gc: { interval: none, grace: 2h } }";
+    let config = config(text);
+    let after = config.hosted.iter().map(|one| one.delete_untagged_after);
+    let week = Duration::from_hours(168);
+    assert_eq!(after.collect::<Vec<_>>(), [Some(week), None, None]);
+    let hours = Duration::from_hours;
+    assert_eq!(
+        (config.gc.interval, config.gc.grace, config.gc.uploads),
+        (None, hours(2), hours(24))
+    );
+    let default = self::config("{}").gc;
+    assert_eq!(
+        (default.interval, default.grace),
+        (Some(hours(1)), hours(1))
+    );
+    let found = mistakes("gc: { interval: 0s, grace: soon, every: 1h }");
+    for key in ["gc.interval:", "gc.grace:", "gc.every: unknown key"] {
+        assert!(found.contains(key), "{key}\nin:\n{found}");
+    }
+}
+
+#[test]
 fn hosted_prefixes_are_names_that_no_host_can_have() {
     let text = "hosted: [{ prefix: team, immutable: [] }, { prefix: ghcr.io/x }, { prefix: localhost }, \
                 { prefix: Team }, { sparse: maybe }, { prefix: team }, { prefix: a, immutableTags: [\"a/b\"] }]";

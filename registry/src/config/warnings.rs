@@ -1,5 +1,7 @@
 //! What is valid, but may not be what the administrator wants. Pure.
 
+use std::time::Duration;
+
 use coral_schema::mirror_config::HostPort;
 
 use super::{AdminConfig, Config};
@@ -24,6 +26,9 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
+/// Large images are pushed in less.
+const LEAST_GRACE: Duration = Duration::from_hours(1);
+
 fn access_warnings(config: &Config, is_open: bool) -> Vec<String> {
     let is_hosting = !config.hosted.is_empty();
     let needs_login = config.access.iter().any(Rule::needs_login);
@@ -45,6 +50,10 @@ fn access_warnings(config: &Config, is_open: bool) -> Vec<String> {
         (
             config.users.is_some() && is_open && !is_encrypted,
             "users log in over plain HTTP: anybody on the way can read their passwords; see tls, or users.realm behind a proxy",
+        ),
+        (
+            config.gc.grace < LEAST_GRACE && is_hosting,
+            "gc.grace is less than an hour: what a client has seen may be gone when its push comes to the manifest",
         ),
     ];
     let found = found.into_iter().filter(|(holds, _)| *holds);

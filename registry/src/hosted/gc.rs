@@ -8,10 +8,8 @@
 //!
 //! Nothing that a client counts on goes (H-02). Whoever pushes a blob, mounts it, or learns that it is there, removes its
 //! mark before the answer, so that it stays for `gc.grace` at least; and while somebody pushes to a repository nothing of
-//! it goes at all, for up to a day. A pass and a push of a manifest take turns.
+//! it goes at all, for up to `gc.uploads`. A pass and a push of a manifest take turns.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use coral_schema::admin::{GcItem, GcKind, GcReport, GcState};
@@ -32,6 +30,8 @@ pub struct GcConfig {
     pub interval: Option<Duration>,
     /// Between the last use of something that is not needed, and its end.
     pub grace: Duration,
+    /// How long an upload may rest before it is forgotten. No push takes longer.
+    pub uploads: Duration,
 }
 
 impl Default for GcConfig {
@@ -39,6 +39,7 @@ impl Default for GcConfig {
         Self {
             interval: Some(Duration::from_hours(1)),
             grace: Duration::from_hours(1),
+            uploads: Duration::from_hours(24),
         }
     }
 }
@@ -54,14 +55,14 @@ impl Hosted {
 
     async fn collect_forever(&self) {
         loop {
-            // A changed interval is noticed soon.
             let begun = Instant::now();
-            let is_time = |interval: Duration| begun.elapsed() >= interval;
-            while !self.0.settings.load().gc.interval.is_some_and(is_time) {
+            let left = || {
                 let interval = self.0.settings.load().gc.interval;
-                let left =
-                    interval.map_or(LOOK, |interval| interval.saturating_sub(begun.elapsed()));
-                sleep(left.min(LOOK)).await;
+                interval.map(|interval| interval.saturating_sub(begun.elapsed()))
+            };
+            while left() != Some(Duration::ZERO) {
+                // A changed interval is noticed soon.
+                sleep(left().unwrap_or(LOOK).min(LOOK)).await;
             }
             // A pass that failed says so itself.
             let _ = self.collect().await;
@@ -168,6 +169,7 @@ impl<'a> Pass<'a> {
             }
             let mut fresh = Vec::new();
             for found in page.unneeded {
+                self.go_on()?;
                 let now = index.now();
                 let since = found.since.unwrap_or(now);
                 let until = self.due(repo, since, wait, now);
@@ -194,10 +196,19 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Whatever is left can wait for the next pass.
+    fn go_on(&self) -> Result<(), HostedError> {
+        if self.shared.parts.tasks.stopping().is_cancelled() {
+            let reason = "this registry stops";
+            return Err(HostedError::Unavailable(reason.to_owned()));
+        }
+        Ok(())
+    }
+
     fn due(&self, repo: &RepoKey, since: Timestamp, wait: Duration, now: Timestamp) -> Timestamp {
         let idle = self.shared.active.idle(repo);
         let busy = self.config.grace.saturating_sub(idle);
-        due(since, wait, now + busy)
+        due(since, wait, (now + busy, self.config.uploads))
     }
 
     async fn take(&self, taken: &Taken, since: Timestamp) -> Result<bool, HostedError> {
@@ -247,6 +258,7 @@ impl<'a> Pass<'a> {
                 break;
             }
             for taken in taken {
+                self.go_on()?;
                 self.shared.remove_taken(&taken).await?;
                 self.report.freed_bytes += parts.evictor.remove_unnamed(&taken.digest).await;
                 parts.index.forget_taken(&taken).await?;
@@ -272,56 +284,41 @@ impl Shared {
 }
 
 /// When something goes that was marked at `since` and has to `wait`, in a repository that somebody pushes to, as far as can
-/// be told, until `busy`. Pure.
-fn due(since: Timestamp, wait: Duration, busy: Timestamp) -> Timestamp {
-    let longest = since.saturating_add(LONGEST_PUSH).unwrap_or(busy);
-    let waited = since.saturating_add(wait).unwrap_or(Timestamp::MAX);
-    waited.max(busy.min(longest))
+/// be told, until `busy`, and for no longer than `most` counts. Pure.
+fn due(since: Timestamp, wait: Duration, (busy, most): (Timestamp, Duration)) -> Timestamp {
+    let after = |time: Duration| since.saturating_add(time).unwrap_or(Timestamp::MAX);
+    after(wait).max(busy.min(after(most)))
 }
-
-/// When somebody last pushed to a repository: a push may take longer than `gc.grace` from its first blob to its manifest.
-#[derive(Debug)]
-pub(super) struct Active {
-    /// What was pushed before is not known any more.
-    started: Instant,
-    last: Mutex<HashMap<RepoKey, Instant>>,
-}
-
-impl Default for Active {
-    fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            last: Mutex::default(),
-        }
-    }
-}
-
-impl Active {
-    /// Somebody pushes now.
-    pub(super) fn note(&self, repo: &RepoKey) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.get_mut(repo) {
-            Some(time) => *time = Instant::now(),
-            None => drop(last.insert(repo.clone(), Instant::now())),
-        }
-    }
-
-    fn idle(&self, repo: &RepoKey) -> Duration {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.get(repo).unwrap_or(&self.started).elapsed()
-    }
-
-    fn forget_older(&self, than: Duration) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.retain(|_, time| time.elapsed() < than);
-    }
-}
-
-/// As long as a session may rest: no push takes longer.
-const LONGEST_PUSH: Duration = Duration::from_hours(24);
 
 /// What a person reads; the totals count all.
 const MOST_ITEMS: usize = 1000;
 
 /// A changed configuration is in use after this time.
 const LOOK: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case("idle", 0, 10, 0, 10)]
+    #[case("pushed to until later", 0, 10, 15, 15)]
+    #[case("pushed to for very long", 0, 10, 200, 100)]
+    #[case("waits longer than any push", 5, 300, 250, 305)]
+    fn h02_waits_for_whoever_pushes(
+        #[case] name: &str,
+        #[case] since: i64,
+        #[case] wait: u64,
+        #[case] busy: i64,
+        #[case] expected: i64,
+    ) {
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let most = Duration::from_secs(100);
+        let found = due(
+            second(since),
+            Duration::from_secs(wait),
+            (second(busy), most),
+        );
+        assert_eq!(found, second(expected), "{name}");
+    }
+}

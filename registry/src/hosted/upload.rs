@@ -3,7 +3,10 @@
 //! A session has exactly the bytes that the client was told of, or, when a body broke, more: its status says how many.
 //! A chunk that is refused leaves nothing behind.
 
+use std::time::Duration;
+
 use coral_schema::oci::{Algorithm, Digest};
+use tokio::time::sleep;
 
 use super::sessions::{Busy, Turn};
 use super::{Body, Hosted, HostedError, Shared, fill, skip};
@@ -142,11 +145,21 @@ impl Hosted {
         self.finish_in_any_case(work).await
     }
 
-    /// Removes sessions that nobody has gone on with for a day.
-    pub async fn sweep(&self) -> Result<(), HostedError> {
+    /// Removes sessions that nobody has gone on with for `gc.uploads`, again and again.
+    pub async fn sweep_forever(&self) {
+        loop {
+            let max_age = self.0.settings.load().gc.uploads;
+            if let Err(error) = self.sweep(max_age).await {
+                tracing::warn!(%error, "old uploads could not be removed; it is tried again");
+            }
+            sleep(max_age.min(SWEEP_EVERY)).await;
+        }
+    }
+
+    async fn sweep(&self, max_age: Duration) -> Result<(), HostedError> {
         let sessions = self.0.sessions.clone();
         let is_written = Box::new(move |id: &UploadId| sessions.busy(id).is_some());
-        Ok(self.0.parts.uploads.sweep(is_written).await?)
+        Ok(self.0.parts.uploads.sweep(max_age, is_written).await?)
     }
 }
 
@@ -258,6 +271,9 @@ async fn discard(upload: Upload) {
         tracing::warn!(%id, "an upload could not be removed; it is swept later");
     }
 }
+
+/// Sessions that rest cost their bytes and nothing else.
+const SWEEP_EVERY: Duration = Duration::from_mins(10);
 
 #[cfg(test)]
 mod tests {

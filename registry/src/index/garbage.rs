@@ -1,23 +1,21 @@
 //! What hosted repositories do not need any more: marked first, taken away in a later pass unless somebody used it since
 //! (H-02).
 //!
-//! A mark is a row, and is known in memory, too, so that a reader of what is not marked waits for no thread. Memory may
-//! know marks that the file does not have any more, never the other way round: it learns of a mark before the file does,
-//! and forgets it after the file did. So who finds no mark in memory, and answers, has at least the whole time between two
-//! passes before the content goes; who finds one removes it first ([`Index::renew`]).
+//! A mark is a row, and is known in memory, too ([`marks`]). Who finds none in memory, and answers, has at least the time
+//! that a mark has to wait before the content goes; who finds one removes it first ([`Index::renew`]).
 
-use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use coral_schema::oci::Digest;
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::time::Instant;
 
+pub(super) use self::marks::Marks;
 use super::columns::{self, from_size, from_time};
 use super::{Index, IndexError, manifests};
 use crate::name::RepoKey;
+
+mod marks;
 
 /// What something is to its repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,12 +58,6 @@ pub struct Taken {
     /// What it was there.
     pub role: Role,
 }
-
-/// The marks, as memory knows them.
-#[derive(Debug, Default)]
-pub(super) struct Marks(RwLock<HashMap<Key, Instant>>);
-
-type Key = (RepoKey, Digest);
 
 impl Index {
     /// The hosted repository after this one, by name.
@@ -257,67 +249,6 @@ impl Index {
     }
 }
 
-impl Marks {
-    /// Learns those of the file; whoever waits for their time waits from now on.
-    pub(super) fn read(&self, db: &Connection) -> rusqlite::Result<()> {
-        let mut statement = db.prepare_cached(SELECT_MARKS)?;
-        let rows = statement.query_map([], |row| {
-            Ok((columns::parsed(row, 0)?, columns::digest(row, 1)?))
-        })?;
-        let keys: Vec<Key> = rows.collect::<Result<_, _>>()?;
-        let now = Instant::now();
-        self.write().extend(keys.into_iter().map(|key| (key, now)));
-        Ok(())
-    }
-
-    /// Learns those that there is room for, and says which.
-    fn insert(&self, repo: &RepoKey, mut digests: Vec<Digest>) -> Vec<Digest> {
-        let (mut marks, now) = (self.write(), Instant::now());
-        digests.truncate(MOST.saturating_sub(marks.len()));
-        marks.extend(digests.iter().map(|digest| ((repo.clone(), *digest), now)));
-        digests
-    }
-
-    fn has(&self, repo: &RepoKey, digest: &Digest) -> bool {
-        let marks = self.read_lock();
-        !marks.is_empty() && marks.contains_key(&(repo.clone(), *digest))
-    }
-
-    fn is_older(&self, repo: &RepoKey, digest: &Digest, than: Duration) -> bool {
-        let marks = self.read_lock();
-        let seen = marks.get(&(repo.clone(), *digest));
-        seen.is_some_and(|seen| seen.elapsed() >= than)
-    }
-
-    /// Those of these that there are.
-    pub(super) fn known(&self, repo: &RepoKey, digests: &[Digest]) -> Vec<(Key, Instant)> {
-        let marks = self.read_lock();
-        let known = |digest: &Digest| {
-            let key = (repo.clone(), *digest);
-            marks.get(&key).map(|seen| (key, *seen))
-        };
-        digests.iter().filter_map(known).collect()
-    }
-
-    /// Forgets them, but not what was marked again since.
-    pub(super) fn remove(&self, known: &[(Key, Instant)]) {
-        let mut marks = self.write();
-        for (key, seen) in known {
-            if marks.get(key) == Some(seen) {
-                marks.remove(key);
-            }
-        }
-    }
-
-    fn read_lock(&self) -> RwLockReadGuard<'_, HashMap<Key, Instant>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Key, Instant>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Does the repository need it at `now`? With `since`, what a manifest belongs to counts as needed, too, unless it was
 /// marked at or before that time.
 fn is_needed(
@@ -347,9 +278,6 @@ pub(super) fn forget(db: &Connection, repo: &str, digest: &Digest) -> rusqlite::
 
 /// Some tens of milliseconds of the one thread that writes.
 const PAGE: u64 = 1000;
-
-/// Some 20 MiB of memory. What is more than that waits for the next pass.
-const MOST: usize = 100_000;
 
 const NEXT_HOSTED: &str = "
 SELECT MIN(repo) FROM (
@@ -400,5 +328,3 @@ const SELECT_TAKEN: &str = "SELECT repo, digest, manifest FROM garbage WHERE tak
 const IS_TAKEN: &str = "SELECT 1 FROM garbage WHERE repo = ?1 AND digest = ?2 AND taken";
 
 const FORGET_TAKEN: &str = "DELETE FROM garbage WHERE repo = ?1 AND digest = ?2 AND taken";
-
-const SELECT_MARKS: &str = "SELECT repo, digest FROM garbage WHERE NOT taken";

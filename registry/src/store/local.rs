@@ -245,11 +245,13 @@ impl UploadStore for LocalStore {
         .boxed()
     }
 
-    fn sweep(&self, is_written: Box<IsWritten>) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn sweep(
+        &self,
+        max_age: Duration,
+        is_written: Box<IsWritten>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         self.blocking("sweep uploads", move |store| {
-            store
-                .uploads
-                .sweep(PART_MAX_AGE, SystemTime::now(), is_written)
+            store.uploads.sweep(max_age, SystemTime::now(), is_written)
         })
         .boxed()
     }
