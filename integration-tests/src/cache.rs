@@ -64,17 +64,7 @@ impl Cache {
 
     /// The files of the blobs in the store, by digest, whatever is in them.
     pub fn stored(&self) -> BTreeMap<Digest, PathBuf> {
-        let mut found = BTreeMap::new();
-        for algorithm in entries(&self.data().join("store/v1/blobs")) {
-            for file in entries(&algorithm).iter().flat_map(|first| entries(first)) {
-                let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
-                let digest = name(&algorithm).zip(name(&file));
-                let digest = digest.map(|(algorithm, hex)| format!("{algorithm}:{hex}"));
-                let digest = digest.and_then(|digest| digest.parse().ok());
-                found.insert(digest.expect("files of blobs are named by digests"), file);
-            }
-        }
-        found
+        stored(&self.data())
     }
 
     /// The part files of downloads that run or were interrupted.
@@ -89,13 +79,7 @@ impl Cache {
 
     /// Fails if a file in the store is not what its name says: true at any moment, whatever happens (promise 3).
     pub fn assert_sound(&self) {
-        for (digest, file) in self.stored() {
-            // Evicted since it was listed.
-            let Ok(bytes) = std::fs::read(&file) else {
-                continue;
-            };
-            assert_eq!(Digest::sha256(&bytes), digest, "{}", file.display());
-        }
+        assert_sound(&self.data());
     }
 
     /// The value of a metric, by its name with labels but without `coral_registry_`; `None` if it is not there.
@@ -155,6 +139,32 @@ impl Cache {
 
     fn running(&self) -> &Running {
         self.running.as_ref().expect("the registry runs")
+    }
+}
+
+/// The files of the blobs in the store of this data folder, by digest, whatever is in them.
+pub fn stored(data: &Path) -> BTreeMap<Digest, PathBuf> {
+    let mut found = BTreeMap::new();
+    for algorithm in entries(&data.join("store/v1/blobs")) {
+        for file in entries(&algorithm).iter().flat_map(|first| entries(first)) {
+            let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+            let digest = name(&algorithm).zip(name(&file));
+            let digest = digest.map(|(algorithm, hex)| format!("{algorithm}:{hex}"));
+            let digest = digest.and_then(|digest| digest.parse().ok());
+            found.insert(digest.expect("files of blobs are named by digests"), file);
+        }
+    }
+    found
+}
+
+/// Fails if a file in the store of this data folder is not what its name says.
+pub fn assert_sound(data: &Path) {
+    for (digest, file) in stored(data) {
+        // Evicted since it was listed.
+        let Ok(bytes) = std::fs::read(&file) else {
+            continue;
+        };
+        assert_eq!(Digest::sha256(&bytes), digest, "{}", file.display());
     }
 }
 

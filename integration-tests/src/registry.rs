@@ -17,6 +17,7 @@ use crate::upstream::Upstream;
 pub struct Registry {
     program: Program,
     binary: PathBuf,
+    arguments: Vec<String>,
     folder: TempDir,
     address: SocketAddr,
     admin: SocketAddr,
@@ -26,16 +27,27 @@ impl Registry {
     /// Starts `binary` with this configuration and waits until it is ready. `listen`, `admin` and `data` come from
     /// here and must not stand in it.
     pub async fn start(binary: &Path, configuration: &str) -> anyhow::Result<Self> {
+        Self::start_with(binary, &[], configuration).await
+    }
+
+    /// As [`Registry::start`]: a program that is one with these arguments.
+    pub async fn start_with(
+        binary: &Path,
+        arguments: &[&str],
+        configuration: &str,
+    ) -> anyhow::Result<Self> {
+        let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let folder = tempfile::Builder::new()
             .prefix("coral-registry-")
             .tempdir()?;
         std::fs::write(folder.path().join(CONFIGURATION), configuration)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let program = launch(binary, folder.path(), address, admin)?;
+        let program = launch((binary, &arguments), folder.path(), address, admin)?;
         let mut registry = Self {
             program,
             binary: binary.to_owned(),
+            arguments,
             folder,
             address,
             admin,
@@ -101,7 +113,8 @@ impl Registry {
 
     /// Starts it again on the same data and ports, after [`Registry::stop`] or [`Registry::kill`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.program = launch(&self.binary, self.folder.path(), self.address, self.admin)?;
+        let command = (self.binary.as_path(), self.arguments.as_slice());
+        self.program = launch(command, self.folder.path(), self.address, self.admin)?;
         self.wait_until_ready().await
     }
 
@@ -140,19 +153,18 @@ pub fn configuration(upstream: &Upstream, more: &str) -> String {
 pub const UPSTREAM_NAME: &str = "upstream.example";
 
 fn launch(
-    binary: &Path,
+    (binary, arguments): (&Path, &[String]),
     folder: &Path,
     address: SocketAddr,
     admin: SocketAddr,
 ) -> anyhow::Result<Program> {
     let mut command = Command::new(binary);
     command
-        .arg("--config")
-        .arg(folder.join(CONFIGURATION))
-        .arg("--data")
-        .arg(folder.join("data"))
-        .args(["--listen", &address.to_string()])
-        .args(["--admin-listen", &admin.to_string()]);
+        .args(arguments)
+        .env("CORAL_CONFIG", folder.join(CONFIGURATION))
+        .env("CORAL_DATA", folder.join("data"))
+        .env("CORAL_LISTEN", address.to_string())
+        .env("CORAL_ADMIN_LISTEN", admin.to_string());
     Program::start(command, &folder.join(LOG))
 }
 
