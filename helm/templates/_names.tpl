@@ -229,6 +229,15 @@ cache:
 {{- with $registry.defaultUpstream }}
 defaultUpstream: {{ . }}
 {{- end }}
+{{- range $key := list "hosted" "users" "access" }}
+{{- with get $registry $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- if $registry.anonymousPush }}
+anonymousPush: true
+{{- end }}
 upstreams:
   {{- toYaml $upstreams | nindent 2 }}
 {{- end -}}

@@ -26,9 +26,6 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// Large images are pushed in less.
-const LEAST_GRACE: Duration = Duration::from_hours(1);
-
 fn access_warnings(config: &Config, is_open: bool) -> Vec<String> {
     let is_hosting = !config.hosted.is_empty();
     let needs_login = config.access.iter().any(Rule::needs_login);
@@ -59,6 +56,9 @@ fn access_warnings(config: &Config, is_open: bool) -> Vec<String> {
     let found = found.into_iter().filter(|(holds, _)| *holds);
     found.map(|(_, sentence)| sentence.to_owned()).collect()
 }
+
+/// Large images are pushed in less.
+const LEAST_GRACE: Duration = Duration::from_hours(1);
 
 fn admin_warning(admin: &AdminConfig) -> Option<String> {
     let AdminConfig {
