@@ -38,7 +38,7 @@ fn wishes(
     assignment: &Assignment,
     around: &Surroundings<'_>,
 ) -> ObjectWishes {
-    let granted = |plan: &super::assign::NodePlan| -> Vec<NodeWish> {
+    let granted = |plan: &super::assign::NodePlan, wishes: &mut Vec<NodeWish>| {
         let pairs = plan.pairs.iter().filter_map(|pair| {
             let grant = pair.grant?;
             Some(NodeWish {
@@ -49,13 +49,14 @@ fn wishes(
                 follows: object.tag_policy == TagPolicy::Follow,
             })
         });
-        pairs.collect()
+        wishes.clear();
+        wishes.extend(pairs);
     };
-    let mut last: Arc<[NodeWish]> = Arc::default();
+    let (mut wishes, mut last) = (Vec::new(), Arc::<[NodeWish]>::default());
     let nodes = assignment.nodes.iter().map(|plan| {
-        let wishes = granted(plan);
+        granted(plan, &mut wishes);
         if *last != *wishes {
-            last = wishes.into();
+            last = wishes.as_slice().into();
         }
         (Arc::clone(&plan.node.name), Arc::clone(&last))
     });

@@ -230,16 +230,19 @@ struct Cursor<'a, T> {
 impl<'a, T> Cursor<'a, T> {
     /// Where most of a list is wanted, the next one is nearly always the right one; else it is near by.
     fn find(&mut self, wanted: &str) -> Option<&'a T> {
-        let is = |entry: &T| (self.name)(entry) == wanted;
-        if !self.rest.first().is_some_and(is) {
+        self.next(wanted).or_else(|| {
             self.skip_to(wanted);
-        }
-        let (found, rest) = self.rest.split_first()?;
-        if (self.name)(found) != wanted {
+            self.next(wanted)
+        })
+    }
+
+    fn next(&mut self, wanted: &str) -> Option<&'a T> {
+        let (next, rest) = self.rest.split_first()?;
+        if (self.name)(next) != wanted {
             return None;
         }
         self.rest = rest;
-        Some(found)
+        Some(next)
     }
 
     fn skip_to(&mut self, wanted: &str) {
