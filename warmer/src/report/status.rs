@@ -48,7 +48,7 @@ pub(super) fn status(
     let known = runtime.map(|version| Runtime {
         name: cut(&version.name, RUNTIME),
         version: cut(&version.version, RUNTIME),
-        capabilities: node.capabilities.iter().map(ToString::to_string).collect(),
+        capabilities: capabilities(&node.capabilities, version),
     });
     NodeCacheStatus {
         observed_generation: node.generation,
@@ -64,6 +64,21 @@ pub(super) fn status(
         purge: node.purge.iter().take(MOST_IMAGES).cloned().collect(),
         first_ready_time: node.first_ready.map(Time),
     }
+}
+
+/// A runtime that does not know pins takes ours, and means nothing by them.
+fn capabilities(known: &[&str], runtime: &Version) -> Vec<String> {
+    let known = known
+        .iter()
+        .filter(|it| **it != "Pin" || honours_pins(runtime));
+    known.map(ToString::to_string).collect()
+}
+
+/// containerd does from 1.7 on (in 1.6 only its last releases do).
+fn honours_pins(runtime: &Version) -> bool {
+    let mut numbers = runtime.version.trim_start_matches('v').split('.');
+    let mut number = || numbers.next()?.parse::<u32>().ok();
+    runtime.name != "containerd" || number().zip(number()).is_none_or(|it| it >= (1, 7))
 }
 
 /// Would writing `after` change anything? As it is written: times have whole seconds there.

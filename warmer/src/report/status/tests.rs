@@ -55,6 +55,36 @@ fn version() -> Version {
     }
 }
 
+#[rstest::rstest]
+#[case("containerd", "v2.4.2", true)]
+#[case("containerd", "1.7.27", true)]
+#[case("containerd", "1.6.20~ds1", false)]
+#[case("containerd", "main", true)]
+fn l09_a_runtime_that_does_not_know_pins_offers_none(
+    #[case] name: &str,
+    #[case] version: &str,
+    #[case] pins: bool,
+) {
+    let runtime = Version {
+        name: name.to_owned(),
+        version: version.to_owned(),
+    };
+    let node = NodeState {
+        capabilities: vec!["ImageEvents", "Pin"],
+        ..NodeState::default()
+    };
+    let facts = Facts {
+        wishes: &wishes(),
+        node: &node,
+        mirror: &mirror(None),
+        runtime: Some(&runtime),
+    };
+    let status = status(facts, &NodeCacheStatus::default(), at(0));
+    let told = status.runtime.unwrap().capabilities;
+    let expected = &["ImageEvents", "Pin"][..if pins { 2 } else { 1 }];
+    assert_eq!(told, expected);
+}
+
 fn at(second: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second)
 }
