@@ -10,9 +10,11 @@ use crate::cluster::node::NodeSpec;
 use crate::cluster::pulls::What;
 use crate::containerd::Kind;
 use crate::disk;
-use crate::line::Line;
+use crate::harness::eventually;
+use crate::line::{Line, WARM};
 
 const IMAGE: &str = "registry.example.test/team/app:1";
+const PINNED: &str = "registry.example.test/team/pinned:1";
 
 const DISK: u64 = 128 << 20;
 
@@ -39,7 +41,7 @@ fn collects_by_age() -> NodeSpec {
 }
 
 #[tokio::test]
-async fn l01_l02_what_kubelets_collect_comes_back_twice_and_then_stays_away_until_asked_for() {
+async fn l01_l02_l09_what_kubelets_collect_comes_back_twice_and_what_is_pinned_stays() {
     let specs = [collects_by_disk(), collects_by_age()];
     let mut line = Line::without_warmers(specs, false).await;
     for node in [1, 2] {
@@ -48,6 +50,7 @@ async fn l01_l02_what_kubelets_collect_comes_back_twice_and_then_stays_away_unti
     let app = line.cluster.push("team/app", 1, 8 << 20).await;
     line.image_cache("app", &everywhere(IMAGE, "")).await;
     line.until_ready("app", "Warm").await;
+    one_image_is_pinned_where_the_runtime_can(&line).await;
 
     let images = line.cluster.node(1).images();
     let ballast = disk::fill_up_to(images, DISK - USED);
@@ -67,13 +70,16 @@ async fn l01_l02_what_kubelets_collect_comes_back_twice_and_then_stays_away_unti
     let age = given_up(&line, "node2", "AgeGC").await;
     the_object_says_why(&line, [disk, age]).await;
 
-    // The next collections find nothing, and nothing comes.
-    line.cluster.node_mut(2).restart_kubelet().await;
-    line.cluster.becomes("node/node2", "condition=Ready").await;
     for node in [1, 2] {
-        assert_eq!(pulls(&line, node), 3, "node{node}");
+        assert_eq!(pulls(&line, node, IMAGE), 3, "node{node}");
         assert!(!line.holds(node, "registry.example.test/team/app").await);
     }
+    assert_eq!(
+        pulls(&line, 1, PINNED),
+        1,
+        "collected although it is pinned"
+    );
+    assert!(line.holds(1, "registry.example.test/team/pinned").await);
     let (digest, size) = app.largest();
     assert_eq!(line.cluster.upstream().fetches(digest), [(200, *size)]);
 
@@ -83,15 +89,42 @@ async fn l01_l02_what_kubelets_collect_comes_back_twice_and_then_stays_away_unti
     line.kubectl(&ask).await.unwrap();
     line.until_ready("app", "Warm").await;
     for node in [1, 2] {
-        assert_eq!(pulls(&line, node), 4, "node{node}");
+        assert_eq!(pulls(&line, node, IMAGE), 4, "node{node}");
     }
 }
 
-/// How often a node's runtime began to pull it.
-fn pulls(line: &Line, node: usize) -> usize {
+/// The older runtime does not know pins, and its node says so.
+async fn one_image_is_pinned_where_the_runtime_can(line: &Line) {
+    line.cluster.push("team/pinned", 1, 100_000).await;
+    let pinned = format!(
+        "  retention: {{ gcProtection: Pin }}\n  sets:\n  - name: one\n    images: [\"{PINNED}\"]\n    nodes: {{ names: [node1] }}\n"
+    );
+    line.image_cache("pinned", &pinned).await;
+    let pinned = "{{.status.pinned}}";
+    let inspect = ["inspecti", "--output", "go-template", "--template", pinned];
+    let inspect = [&inspect[..], &[PINNED]].concat();
+    eventually("a pin", WARM, async || {
+        let pinned = line.cluster.node(1).crictl(&inspect).await.ok()?;
+        (pinned.trim() == "true").then_some(())
+    })
+    .await;
+    for (node, can) in [
+        ("node1", &["ImageEvents", "Pin"][..]),
+        ("node2", &["ImageEvents"]),
+    ] {
+        eventually("what the node's runtime can", WARM, async || {
+            let runtime = line.node_cache(node).await?.status?.runtime?;
+            (runtime.capabilities == can).then_some(())
+        })
+        .await;
+    }
+}
+
+/// How often a node's runtime began to pull an image.
+fn pulls(line: &Line, node: usize, image: &str) -> usize {
     let pulls = line.cluster.node(node).pulls().into_iter();
     pulls
-        .filter(|pull| pull.image == IMAGE && pull.what == What::Began)
+        .filter(|pull| pull.image == image && pull.what == What::Began)
         .count()
 }
 
