@@ -47,7 +47,7 @@ fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SplitMix64: the same numbers for the same seed.
+/// `SplitMix64`: the same numbers for the same seed.
 #[derive(Debug, Clone, Copy)]
 struct Random(u64);
 
@@ -112,7 +112,7 @@ impl Scene {
                     2 => image(self.address, &repository, &tag, &pushed).await?,
                     _ => {
                         self.push_in_chunks(&repository, &tag, &pushed, &mut random)
-                            .await?
+                            .await?;
                     }
                 }
                 let accepted = Accepted {
@@ -181,6 +181,10 @@ impl Scene {
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "a test that fails shows its seed, to be tried again"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn h03_nothing_accepted_is_lost_when_it_is_killed() -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
