@@ -172,16 +172,17 @@ impl Access {
 
     /// May this repository be listed for the caller, as far as that is known without asking anybody?
     pub async fn may_list(&self, caller: &Caller, repo: &RepoKey) -> bool {
-        let is_granted = caller.covers_catalog() && {
+        let is_granted = {
             let snapshot = self.snapshot.load();
-            snapshot.grants.allow(caller.subject(), repo, Verb::Pull)
+            let is_meant = caller.covers_catalog();
+            is_meant && snapshot.grants.allow(caller.subject(), repo, Verb::Pull)
         };
         if repo.is_hosted() {
-            let is_ours = self.snapshot.load().hosted.of(repo).is_some();
-            return is_ours && (is_granted || self.may(caller, repo, Verb::Pull));
+            let is_there = self.snapshot.load().hosted.of(repo).is_some();
+            return is_there && (is_granted || self.may(caller, repo, Verb::Pull));
         }
         let known = self.read_if_known(caller, repo.clone()).await;
-        matches!(known, Ok(Some(_))) || (is_granted && self.allowed(repo).is_ok())
+        known.is_ok_and(|known| is_granted || known.is_some())
     }
 
     /// As [`Access::read`], but asks no upstream: `None` when it is not known that the caller may read the repository.
@@ -267,10 +268,11 @@ impl Access {
         Err(self.refusal(caller, repo, verb, denied))
     }
 
-    /// Does a rule allow it, to whoever calls and with what was shown?
+    /// Does a rule allow it, to whoever calls and with what was shown? What everybody may needs nothing to be shown.
     fn may(&self, caller: &Caller, repo: &RepoKey, verb: Verb) -> bool {
         let snapshot = self.snapshot.load();
-        caller.covers(repo, verb) && snapshot.grants.allow(caller.subject(), repo, verb)
+        let allow = |subject| snapshot.grants.allow(subject, repo, verb);
+        allow(&Subject::Anonymous) || (caller.covers(repo, verb) && allow(caller.subject()))
     }
 
     /// What a caller who may not is told: how to be one who may, where that can help, else `refusal`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use moka::future::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::key::Key;
 use super::users::Users;
@@ -74,8 +75,8 @@ impl Logins {
     ) -> Result<bool, LoginError> {
         let busy = |_| LoginError::Busy;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
-        let turn = Arc::clone(&self.running).acquire_owned().await;
-        let turn = turn.expect("it is never closed");
+        let turn = timeout(PATIENCE, Arc::clone(&self.running).acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok).ok_or(LoginError::Busy)?;
         let comparing = tokio::task::spawn_blocking(move || {
             let right = bcrypt::verify(password.expose_secret(), hash.expose_secret());
             // Here, and not with the caller, who may leave.
@@ -92,8 +93,10 @@ const REMEMBER: Duration = Duration::from_mins(5);
 const REMEMBERED: u64 = 10_000;
 /// Most checks at once, however many cores there are: the others serve images.
 const MOST_AT_ONCE: usize = 4;
-/// Most checks that run or wait: the last one waits some seconds, which is less than clients do.
+/// Most checks that run or wait.
 const PLACES: usize = 64;
+/// How long one waits for its turn: clients give up after 30 s, and have more to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;
