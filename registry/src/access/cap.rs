@@ -87,7 +87,7 @@ impl HostedCap {
     }
 }
 
-/// A caller may push to this hosted repository and delete from it. Only `access` makes one.
+/// A caller may change this hosted repository in the way that was asked for. Only `access` makes one.
 #[derive(Debug, Clone)]
 pub struct WriteCap {
     read: HostedCap,

@@ -37,9 +37,6 @@ pub(super) enum Failure {
     /// The caller may not read it, or there is nothing of that name.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// No token is given for what the request shows.
-    #[error(transparent)]
-    Token(AccessError),
     /// It cannot be had.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -156,7 +153,7 @@ pub(super) fn error_answer(failure: &Failure, kind: RequestKind, mirror: bool) -
         Failure::Parameter(message) => {
             ErrorAnswer::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
         }
-        Failure::Access(error) | Failure::Token(error) => access::access(error, kind, mirror),
+        Failure::Access(error) => access::access(error, kind, mirror),
         Failure::Pull(error) => pull(error, kind, mirror),
         Failure::NotCached => ErrorAnswer::new(
             StatusCode::GATEWAY_TIMEOUT,

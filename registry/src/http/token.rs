@@ -46,25 +46,23 @@ pub(super) async fn token(http: &Http, asked: &mut Asked<'_>) -> Result<Answer, 
     if !http.access.gives_tokens() {
         return Err(Failure::Route(RouteError::Unknown));
     }
-    let answered = if *asked.method == Method::POST {
-        post(http, asked).await?
-    } else {
-        let scopes = pairs(asked.query.0.as_bytes(), "scope");
-        (asked.caller.clone(), scopes)
+    let (caller, texts) = match *asked.method {
+        Method::POST => post(http, asked).await?,
+        _ => (
+            asked.caller.clone(),
+            pairs(asked.query.0.as_bytes(), "scope"),
+        ),
     };
-    let (caller, texts) = answered;
-    if texts.len() > MOST_SCOPES {
+    let words = || texts.iter().flat_map(|text| text.split_whitespace());
+    if words().count() > MOST_SCOPES {
         return Err(Failure::Parameter(
             "a token is for 32 scopes at most; ask for several",
         ));
     }
     let resolve = |name: &str| http.access.resolve(None, name).ok();
-    let scopes = Scopes::parse(texts.iter().map(String::as_str), resolve);
+    let scopes = Scopes::parse(words(), resolve);
     let now = Timestamp::now();
-    let token = http
-        .access
-        .token(&caller, &scopes, now)
-        .map_err(Failure::Token)?;
+    let token = http.access.token(&caller, &scopes, now)?;
     asked.entry.caller = Some(caller.subject().clone());
     let grant = Grant {
         token: &token,
@@ -95,8 +93,8 @@ async fn post(http: &Http, asked: &mut Asked<'_>) -> Result<(Caller, Vec<String>
             "only grant_type=password with username and password is known here; or GET with Basic",
         ));
     };
-    let caller = http.access.log_in(user, password.into()).await;
-    Ok((caller.map_err(Failure::Token)?, pairs(&form, "scope")))
+    let caller = http.access.log_in(user, password.into()).await?;
+    Ok((caller, pairs(&form, "scope")))
 }
 
 /// The values of `name`; unlike in a query of ours, `+` is a blank there.
@@ -123,10 +121,6 @@ pub(super) fn challenge(
     headers: &HeaderMap,
     uri: &Uri,
 ) -> HeaderValue {
-    let Failure::Access(error) = failure else {
-        // Whoever asks for a token has been told where to.
-        return HeaderValue::from_static("Basic realm=\"coral-registry\"");
-    };
     let configured = http
         .access
         .snapshot()
@@ -136,7 +130,7 @@ pub(super) fn challenge(
     let realm = configured.map_or_else(|| realm(http.place, headers, uri), String::from);
     let text = format!(
         "Bearer realm=\"{realm}\",service=\"{SERVICE}\"{}",
-        parameters(error)
+        parameters(failure)
     );
     HeaderValue::try_from(text).expect("hosts, URLs and names are printable ASCII")
 }
@@ -152,7 +146,7 @@ fn realm(place: Place, headers: &HeaderMap, uri: &Uri) -> String {
     format!("{scheme}://{host}/token")
 }
 
-fn parameters(error: &AccessError) -> String {
+fn parameters(failure: &Failure) -> String {
     let scope = |repo, verb| {
         let actions = match verb {
             Verb::Pull => "pull",
@@ -162,11 +156,13 @@ fn parameters(error: &AccessError) -> String {
         };
         format!(",scope=\"repository:{repo}:{actions}\"")
     };
-    match error {
-        AccessError::LoginNeeded(Some((repo, verb))) => scope(repo, *verb),
+    match failure {
+        Failure::Access(AccessError::LoginNeeded(Some((repo, verb)))) => scope(repo, *verb),
         // RFC 6750, section 3.1
-        AccessError::Scope { repo, verb } => scope(repo, *verb) + ",error=\"insufficient_scope\"",
-        AccessError::WrongToken => ",error=\"invalid_token\"".to_owned(),
+        Failure::Access(AccessError::Scope { repo, verb }) => {
+            scope(repo, *verb) + ",error=\"insufficient_scope\""
+        }
+        Failure::Access(AccessError::WrongToken) => ",error=\"invalid_token\"".to_owned(),
         _ => String::new(),
     }
 }
@@ -180,6 +176,7 @@ const FORM_WITHIN: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::RepoKey;
 
     fn realm_of(host: Option<&str>, uri: &str, is_tls: bool) -> String {
         let mut headers = HeaderMap::new();
@@ -225,20 +222,16 @@ mod tests {
 
     #[test]
     fn a_challenge_says_what_is_missing() {
-        let repo = || "team/app".parse().unwrap();
-        let pull = AccessError::LoginNeeded(Some((repo(), Verb::Pull)));
-        assert_eq!(parameters(&pull), ",scope=\"repository:team/app:pull\"");
-        let push = AccessError::Scope {
-            repo: repo(),
-            verb: Verb::Push,
-        };
+        let repo: RepoKey = "team/app".parse().unwrap();
+        let said = |error: AccessError| parameters(&error.into());
+        let pull = AccessError::LoginNeeded(Some((repo.clone(), Verb::Pull)));
+        assert_eq!(said(pull), ",scope=\"repository:team/app:pull\"");
+        let verb = Verb::Push;
         let expected = ",scope=\"repository:team/app:pull,push\",error=\"insufficient_scope\"";
-        assert_eq!(parameters(&push), expected);
-        assert_eq!(
-            parameters(&AccessError::WrongToken),
-            ",error=\"invalid_token\""
-        );
-        assert_eq!(parameters(&AccessError::LoginNeeded(None)), "");
+        assert_eq!(said(AccessError::Scope { repo, verb }), expected);
+        assert_eq!(said(AccessError::WrongToken), ",error=\"invalid_token\"");
+        assert_eq!(said(AccessError::LoginNeeded(None)), "");
+        assert_eq!(said(AccessError::WrongLogin), "");
     }
 
     #[test]
