@@ -118,6 +118,8 @@ mod tests {
         assert_ne!(seal(&first), seal(&Key::random().unwrap()));
         std::fs::write(&file, b"cut").unwrap();
         let second = Key::keep(&file).unwrap();
+        let kept = std::fs::read(&file).unwrap();
+        assert_eq!(kept.len(), LENGTH, "one that was cut can be guessed");
         assert_ne!(seal(&first), seal(&second));
         assert_eq!(seal(&second), seal(&Key::keep(&file).unwrap()));
         assert_eq!(format!("{second:?}"), "Key");
