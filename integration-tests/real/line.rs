@@ -147,12 +147,9 @@ impl Line {
         self.cluster.plane().apply(yaml).await.unwrap();
     }
 
-    /// An `ImageCache` of namespace `default`, its spec as lines of YAML.
+    /// Applies an `ImageCache`, see `wish`.
     pub(crate) async fn image_cache(&self, name: &str, spec: &str) {
-        let object = format!(
-            "apiVersion: coral.dev/v1alpha1\nkind: ImageCache\nmetadata: {{ name: {name}, namespace: default }}\nspec:\n{spec}"
-        );
-        self.apply(&object).await;
+        self.apply(&wish(name, spec)).await;
     }
 
     /// Waits until an `ImageCache` looks like this, and fails with what it looks like.
@@ -267,6 +264,13 @@ pub(crate) async fn registry(cluster: &Cluster, tls: Option<&Certificates>) -> P
 fn tls_section(tls: &Certificates) -> String {
     let (certificate, key) = (tls.certificate.display(), tls.key.display());
     format!("tls: {{ certificate: {certificate}, key: {key} }}\n")
+}
+
+/// An `ImageCache` of namespace `default`, its spec as lines of YAML.
+pub(crate) fn wish(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: coral.dev/v1alpha1\nkind: ImageCache\nmetadata: {{ name: {name}, namespace: default }}\nspec:\n{spec}"
+    )
 }
 
 /// A service whose only endpoint is no pod.

@@ -6,7 +6,7 @@ use super::{AT_ONCE, counts, everywhere, told};
 use crate::cluster::namespaces::ADDRESS;
 use crate::cluster::node::NodeSpec;
 use crate::containerd::Kind;
-use crate::line::Line;
+use crate::line::{Line, wish};
 
 const IMAGE: &str = "registry.example.test/team/app:1";
 const NAME: &str = "registry.example.test/team/app";
@@ -22,12 +22,13 @@ async fn l18_l22_nodes_are_repaired_without_an_api_server_and_its_return_is_no_s
         line.start_warmer_with(node, &AT_ONCE);
     }
     line.cluster.push("team/app", 1, 100_000).await;
+    let spec = everywhere(IMAGE, "");
+    let wishes = (0..OBJECTS).map(|number| wish(&format!("app-{number}"), &spec));
+    let wishes: Vec<String> = wishes.collect();
+    line.apply(&wishes.join("---\n")).await;
     for number in 0..OBJECTS {
-        let name = format!("app-{number}");
-        line.image_cache(&name, &everywhere(IMAGE, "")).await;
-    }
-    for number in 0..OBJECTS {
-        line.until_ready(&format!("app-{number}"), "Warm").await;
+        let object = format!("imagecache/app-{number}");
+        line.cluster.becomes(&object, "condition=Ready").await;
     }
 
     line.cluster.plane_mut().stop();
@@ -44,7 +45,7 @@ async fn l18_l22_nodes_are_repaired_without_an_api_server_and_its_return_is_no_s
     })
     .await;
     // Whoever leads has looked at everything once this is done.
-    line.image_cache("last", &everywhere(IMAGE, "")).await;
+    line.image_cache("last", &spec).await;
     line.until_ready("last", "Warm").await;
     let written = writes(&line).await;
     assert!(
