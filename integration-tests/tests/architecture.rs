@@ -137,7 +137,12 @@ const OPERATOR: Modules = &[
     ),
     (
         "explain",
-        &["image_cache", "node_cache::wishes", "registry"],
+        &[
+            "image_cache",
+            "node_cache::stored",
+            "node_cache::wishes",
+            "registry",
+        ],
     ),
     (
         "uninstall",
@@ -147,14 +152,18 @@ const OPERATOR: Modules = &[
     ("events", &["node_cache::wishes"]),
     // What images wait for in the cache is asked for, and answered, in the words of the pipeline.
     ("registry", &["image_cache", "node_cache::wishes"]),
-    ("image_cache", &["node_cache::wishes", "pods"]),
-    ("node_cache", &["pods"]),
+    (
+        "image_cache",
+        &["node_cache::stored", "node_cache::wishes", "pods"],
+    ),
+    ("node_cache", &["pods", "shared"]),
     ("pods", &[]),
     ("crds", &[]),
     ("lease", &[]),
     ("address", &[]),
     ("watch", &[]),
     ("queue", &[]),
+    ("shared", &[]),
     ("metrics", &[]),
     ("api", &[]),
     ("labels", &[]),
@@ -172,7 +181,15 @@ const WARMER: Modules = &[
     (
         "execute",
         &[
-            "cri", "disk", "pins", "plan", "presence", "pressure", "purge", "record",
+            "credentials",
+            "cri",
+            "disk",
+            "pins",
+            "plan",
+            "presence",
+            "pressure",
+            "purge",
+            "record",
         ],
     ),
     ("plan", &["disk", "presence", "pressure", "record"]),
@@ -180,6 +197,7 @@ const WARMER: Modules = &[
     ("pins", &["disk", "presence"]),
     ("record", &["disk", "presence"]),
     ("presence", &["cri", "disk"]),
+    ("credentials", &[]),
     ("cri", &[]),
     ("disk", &[]),
     ("pressure", &[]),
@@ -201,7 +219,10 @@ const STEPS: &[(&str, &[&str])] = &[
             "status",
         ],
     ),
-    ("operator/src/node_cache", &["wishes", "merge", "apply"]),
+    (
+        "operator/src/node_cache",
+        &["stored", "wishes", "merge", "apply"],
+    ),
 ];
 
 #[test]

@@ -492,7 +492,7 @@ async fn l34_copied_logins_are_tried_one_after_the_other() {
         |user: &str| json!({ "repository": "r.test/a", "username": user, "password": "hidden" });
     let logins = json!([login("first"), login("second")]).to_string();
     fs::write(copies.join("ml.a"), logins).unwrap();
-    let refused = "pull access denied, repository does not exist or may require authorization";
+    let refused = "server message: insufficient_scope: authorization failed";
     cri.script("r.test/a:1", Pull::Fails(Code::Unknown, refused.to_owned()));
     let mut node = Node::start(&cri, folder.path());
     node.wish(

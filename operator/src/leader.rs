@@ -267,6 +267,8 @@ impl Leader {
             self.due.objects.mark(&key, now);
         }
         self.mark(vec![Mark::AllNodes]);
+        // Objects may have gone while nobody led.
+        self.copies.mark(now);
         tracing::info!(
             image_caches = self.world.objects.len(),
             nodes = self.world.facts.len(),

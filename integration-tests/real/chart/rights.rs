@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use coral_operator::image_cache::apply as objects;
+use coral_operator::labels::FIELD_MANAGER;
 use coral_operator::lease::{Candidate, Times};
 use coral_operator::node_cache::apply as nodes;
 use coral_operator::node_cache::wishes::ObjectKey;
 use coral_operator::{crds, events, uninstall};
 use coral_schema::crd::{ImageCache, ImageCacheStatus, NodeCacheSpec, Reason};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams};
 use kube::config::{AuthInfo, Config};
 use kube::{Api, Client};
 use serde_json::json;
 
-use super::{NAMESPACE, find, installed, list, plane};
+use super::{NAMESPACE, find, installed, installed_with, list, plane};
 use crate::cluster::control_plane::ControlPlane;
 use crate::harness::eventually;
 use crate::operator::client;
@@ -81,6 +84,31 @@ async fn the_operators_role_is_enough_for_what_it_does() {
     let candidate = Candidate::new(leases, "test".to_owned(), Times::default());
     let told = uninstall::uninstall(&operator, &candidate).await.unwrap();
     assert!(told[0].contains("1 ImageCaches freed"), "{told:?}");
+    assert_may(&plane, "coral-operator").await;
+}
+
+#[tokio::test]
+async fn l29_the_operator_fills_one_secret_for_nodes_and_reads_none() {
+    let plane = installed_with("warmer: { pullSecrets: true }").await;
+    let operator = account(&plane, "coral-operator").await;
+    let secrets: Api<Secret> = Api::namespaced(operator.clone(), NAMESPACE);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let fill = async |name: &str| {
+        let patch = Patch::Apply(json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "data": { "ml.a": "W10=" },
+        }));
+        secrets.patch(name, &params, &patch).await
+    };
+    eventually("the roles", Duration::from_mins(1), async || {
+        fill("coral-node-pull-secrets").await.ok()
+    })
+    .await;
+    assert!(fill("another").await.is_err());
+    let warmer = account(&plane, "coral-warmer").await;
+    for client in [operator.clone(), warmer] {
+        let secrets: Api<Secret> = Api::namespaced(client, NAMESPACE);
+        assert!(secrets.get("coral-node-pull-secrets").await.is_err());
+    }
     assert_may(&plane, "coral-operator").await;
 }
 

@@ -41,14 +41,19 @@ impl Copies {
             return;
         };
         self.unknown.remove(key);
-        let before = if needed.logins.is_empty() {
+        let changed = if needed.logins.is_empty() {
             self.wanted.remove(key).is_some()
         } else {
             self.wanted.insert(key.clone(), needed.clone()).as_ref() != Some(&needed)
         };
-        if before {
+        if changed {
             self.mark(now);
         }
+    }
+
+    /// The object cannot be evaluated: what was copied for it stays.
+    pub(super) fn keep(&mut self, key: &ObjectKey) {
+        self.unknown.remove(key);
     }
 
     /// The object is gone.
@@ -59,8 +64,8 @@ impl Copies {
         }
     }
 
-    /// Several objects become one write.
-    fn mark(&mut self, now: Instant) {
+    /// It has to be written: several changes become one write.
+    pub(super) fn mark(&mut self, now: Instant) {
         self.due = Some(self.due.map_or(now + PAUSE, |due| due.min(now + PAUSE)));
     }
 
@@ -84,6 +89,7 @@ impl Copies {
 impl Leader {
     pub(super) fn write_copies(&mut self, now: Instant) {
         let Some(name) = self.settings.node_pull_secrets.clone() else {
+            self.copies.due = None;
             return;
         };
         let due = self.copies.next().is_some_and(|due| due <= now);
@@ -106,7 +112,11 @@ impl Leader {
             Err(error) => {
                 self.metrics.failed(Step::WriteCopies, error.category());
                 tracing::warn!(%error, "pull secrets for nodes are copied later; warmer.pullSecrets in the chart makes their Secret");
-                RETRY
+                match error {
+                    // A right that is missing is missing for long.
+                    ApiError::Refused(_) => AGAIN,
+                    _ => RETRY,
+                }
             }
         };
         let again = now + again;

@@ -188,6 +188,7 @@ impl Leader {
     fn keep(&mut self, object: &Arc<ImageCache>, mistakes: &Invalid, now: Instant) {
         let key = object_key(object);
         self.wishes.keep(&key);
+        self.copies.keep(&key);
         self.slots.remove(&key);
         for node in self.scheduling.keep(&key) {
             self.due.says.mark(&node, now);

@@ -24,6 +24,7 @@ struct Scene {
     server: Server,
     stop: CancellationToken,
     tasks: coral_schema::process::tasks::Tasks,
+    node_pull_secrets: Option<String>,
 }
 
 impl Scene {
@@ -32,6 +33,7 @@ impl Scene {
             server: Server::new(),
             stop: CancellationToken::new(),
             tasks: coral_schema::process::tasks::Tasks::new(),
+            node_pull_secrets: None,
         }
     }
 
@@ -66,7 +68,7 @@ impl Scene {
             ca: None,
             refresh_interval: Duration::ZERO,
             max_concurrent_nodes: 100,
-            node_pull_secrets: Some("copies".to_owned()),
+            node_pull_secrets: self.node_pull_secrets.clone(),
         };
         let mut metrics = prometheus_client::registry::Registry::default();
         Leader::new(client, Arc::new(settings), Metrics::register(&mut metrics))

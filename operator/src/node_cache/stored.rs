@@ -195,7 +195,7 @@ impl StoredSpec {
     }
 }
 
-/// For [`watch`](crate::watch): it is one of its kind, with less in it.
+/// For the tables of what is watched: it is one of its kind, with less in it.
 impl Resource for Stored {
     type DynamicType = <NodeCache as Resource>::DynamicType;
     type Scope = <NodeCache as Resource>::Scope;

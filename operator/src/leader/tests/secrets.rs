@@ -54,7 +54,8 @@ async fn l29_l30_a_secret_is_read_by_name_and_stands_in_no_object() {
 /// The registry of these tests serves nothing: nodes need every login, where they may have it.
 #[tokio::test(start_paused = true)]
 async fn l32_copies_for_nodes_rotate_and_go() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    scene.node_pull_secrets = Some("copies".to_owned());
     scene.node("node1");
     scene.server.put("secrets", "ml", &secret("hidden-one"));
     scene.image_cache(
