@@ -70,7 +70,9 @@ impl Docker {
         command
             .arg("-H")
             .arg(format!("unix://{}", self.socket.display()))
-            .args(arguments);
+            .args(arguments)
+            // Where logins are kept.
+            .env("DOCKER_CONFIG", self.folder.path().join("client"));
         harness::run(command).await.result()
     }
 }

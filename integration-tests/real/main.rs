@@ -22,6 +22,7 @@ mod kill;
 mod kubernetes;
 mod line;
 mod load;
+mod login;
 mod operator;
 mod outages;
 mod page;
