@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use coral_schema::oci::Digest;
 use tempfile::TempDir;
 
 use crate::clients::{Client, Crane};
@@ -67,6 +68,57 @@ async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
     Crane(&coral).pull(&seed().await.hundred).await.unwrap();
     assert!(!coral.holds(&seed().await.hundred));
     Crane(&coral).pull(&seed().await.small).await.unwrap();
+}
+
+/// H-04 for what clients bring: nothing partial shows, and the session goes on where it was once there is room.
+#[tokio::test]
+async fn h04_a_push_into_a_full_disk_goes_on_when_there_is_room() {
+    if !rustix::process::geteuid().is_root() {
+        return harness::skip(
+            "h04_a_push_into_a_full_disk_goes_on_when_there_is_room",
+            "needs root to mount",
+        );
+    }
+    let upstream = Upstream::plain().await;
+    let volume = Volume::mount(60 << 20).await;
+    let config = Config::of(&upstream)
+        .data(&volume.path)
+        .more("hosted: [{ prefix: own }]\nanonymousPush: true\nstore: { maxBytes: 1Gi }\n");
+    let coral = Coral::start(config).await;
+    let ballast = fill_up_to(volume.path(), 8 << 20);
+    let content: Vec<u8> = (0..20 << 20)
+        .map(|at: u32| at.to_le_bytes()[at as usize % 3])
+        .collect();
+    let digest = Digest::sha256(&content);
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("http://{}{path}", coral.address());
+
+    let begun = client.post(url("/v2/own/app/blobs/uploads/")).send().await;
+    let location = begun.unwrap().headers()["location"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let refused = client.patch(url(&location)).body(content.clone()).send();
+    let refused = refused.await.unwrap();
+    assert_eq!(refused.status(), 503);
+    let said = refused.text().await.unwrap();
+    assert!(said.contains("no space") || said.contains("full"), "{said}");
+    let blob = format!("own/app/blobs/{digest}");
+    assert_eq!(coral.get(&blob).await.status(), 404);
+
+    std::fs::remove_file(ballast).unwrap();
+    let status = client.get(url(&location)).send().await.unwrap();
+    let range = status.headers()["range"].to_str().unwrap();
+    let last: usize = range.strip_prefix("0-").unwrap().parse().unwrap();
+    let received = if last == 0 { 0 } else { last + 1 };
+    let end = url(&format!("{location}?digest={digest}"));
+    harness::eventually("the push goes on", Duration::from_mins(2), async || {
+        let rest = content[received..].to_vec();
+        let put = client.put(&end).body(rest).send().await.unwrap();
+        (put.status() == 201).then_some(())
+    })
+    .await;
+    assert_eq!(coral.get(&blob).await.bytes().await.unwrap(), content);
 }
 
 /// A tmpfs that is unmounted with this value.

@@ -144,7 +144,11 @@ async fn tiny_blobs_are_verified_too(#[case] size: u64) -> anyhow::Result<()> {
     let scene = Scene::new(size, "").await?;
     let wrong = Fault::new().body(vec![b'x'; usize::try_from(size.max(1))?]);
     scene.upstream.script(When::kind(Kind::Blob), [wrong]);
-    scene.assert_refused(&scene.get(&[]).await?).await;
+    match scene.get(&[]).await {
+        Ok(got) => scene.assert_refused(&got).await,
+        // With so little to send the connection may be cut before the head has left.
+        Err(_) => assert!(!scene.holds_blob()),
+    }
     Ok(())
 }
 
@@ -417,7 +421,6 @@ const LENGTH: u64 = 100_000;
 #[case::open_from_the_start("bytes=0-", Some((0, 99_999)))]
 #[case::suffix("bytes=-7", Some((99_993, 99_999)))]
 #[case::long_suffix("bytes=-200000", Some((0, 99_999)))]
-#[case::several("bytes=0-1,5-6", None)]
 #[case::other_unit("lines=0-1", None)]
 #[case::malformed("bytes=a-b", None)]
 #[tokio::test(flavor = "multi_thread")]
@@ -454,6 +457,29 @@ async fn ranges_have_the_right_bytes_cold_and_warm(
         );
     }
     scene.cache.assert_sound();
+    Ok(())
+}
+
+/// What still arrives is served whole; what is held in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_ranges_are_parts_of_what_is_held() -> anyhow::Result<()> {
+    let scene = Scene::new(LENGTH, "").await?;
+    let range = [("range", "bytes=0-1,5-6")];
+    scene.assert_served(&scene.get(&range).await?).await;
+    let got = scene.get(&range).await?;
+    assert_eq!((got.status, got.clean), (206, true));
+    let kind = got.header("content-type");
+    assert!(
+        kind.starts_with("multipart/byteranges; boundary="),
+        "{kind}"
+    );
+    let content = scene.blob.content.read_all();
+    for (place, part) in [("0-1", &content[..2]), ("5-6", &content[5..7])] {
+        let mut part_of_body = format!("bytes {place}/{LENGTH}\r\n\r\n").into_bytes();
+        part_of_body.extend_from_slice(part);
+        let mut windows = got.body.windows(part_of_body.len());
+        assert!(windows.any(|window| window == part_of_body), "{place}");
+    }
     Ok(())
 }
 
