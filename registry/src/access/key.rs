@@ -94,7 +94,10 @@ impl Key {
 
 fn random() -> io::Result<[u8; LENGTH]> {
     let mut bytes = [0; LENGTH];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    // Not from a file: an image from scratch has none until a runtime brings it.
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let filled = provider.secure_random.fill(&mut bytes);
+    filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
     Ok(bytes)
 }
 
