@@ -26,6 +26,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         ],
     ),
     ("tokio_rustls", &["registry/src/server/tls"]),
+    ("getrandom", &["registry/src/access/key.rs"]),
     (
         "reqwest",
         &[

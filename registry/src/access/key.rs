@@ -95,9 +95,7 @@ impl Key {
 fn random() -> io::Result<[u8; LENGTH]> {
     let mut bytes = [0; LENGTH];
     // Not from a file: an image from scratch has none until a runtime brings it.
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let filled = provider.secure_random.fill(&mut bytes);
-    filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
+    getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 
