@@ -109,6 +109,8 @@ pub struct Leader {
     purging: HashMap<(Arc<str>, String), Vec<ObjectKey>>,
     /// Objects and nodes that are being written.
     writing: HashSet<Writing>,
+    /// Nodes that became others than objects have seen, and when all have looked: none loses its taint before.
+    unseen: HashMap<Arc<str>, Instant>,
 }
 
 /// What is to be looked at.
@@ -168,6 +170,7 @@ impl Leader {
             questions: 0,
             purging: HashMap::new(),
             writing: HashSet::new(),
+            unseen: HashMap::new(),
             client,
             settings,
             metrics,
@@ -182,9 +185,10 @@ impl Leader {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(seen) = watches.next() => {
-                    let marks = self.world.take_in(seen, Instant::now());
+                    let now = Instant::now();
+                    let marks = self.world.take_in(seen, now);
                     self.mark(marks);
-                    if self.world.starts_with_pods() {
+                    if self.world.starts_with_pods(now) {
                         watches.push(world::watch_pods(&self.client));
                     }
                 }
@@ -276,10 +280,12 @@ impl Leader {
         );
     }
 
-    /// Writes may begin when every object was looked at, with the registry's word on what it serves.
+    /// Writes may begin when every object was looked at, with the registry's word on what it serves and with the pods
+    /// that it asks for.
     fn open_up(&mut self, now: Instant) {
+        let is_told = self.cache.registries().is_some() && !self.world.awaits_pods(now);
         if let Opening::Waiting(until) = self.open
-            && (self.cache.registries().is_some() || until <= now)
+            && (is_told || until <= now)
             && self.due.objects.next().is_none_or(|next| next > now)
         {
             self.open = Opening::Open;
@@ -298,6 +304,8 @@ impl Leader {
                 }
                 Mark::Node(node) => self.due.nodes.mark(&node, now),
                 Mark::Says(node) => self.due.says.mark(&node, now),
+                // No object is looked at later than that.
+                Mark::Unseen(node) => drop(self.unseen.insert(node, now + OBJECT_PAUSE)),
                 Mark::AllNodes => {
                     for node in self.world.node_names() {
                         self.due.nodes.mark(&node, now);

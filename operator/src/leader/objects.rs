@@ -34,11 +34,9 @@ impl Leader {
         match validate(&object) {
             Ok(mut validated) => match self.join_pods(&object, &mut validated, now) {
                 Ok(()) => self.evaluate(&object, &validated, now),
-                Err(mistakes) if self.world.uptime(now) >= PODS_WITHIN => {
-                    self.keep(&object, &mistakes, now);
-                }
-                // Not known yet, and nothing to tell.
-                Err(_) => self.wishes.keep(key),
+                // Nothing to tell yet.
+                Err(_) if self.world.awaits_pods(now) => self.wishes.keep(key),
+                Err(mistakes) => self.keep(&object, &mistakes, now),
             },
             Err(mistakes) => self.keep(&object, &mistakes, now),
         }
@@ -255,7 +253,5 @@ fn new_grants(before: Option<&ObjectWishes>, after: &ObjectWishes) -> u64 {
     u64::try_from(grants.sum::<usize>()).unwrap_or(u64::MAX)
 }
 
-/// Pods are known by then, or something is wrong.
-const PODS_WITHIN: Duration = Duration::from_secs(30);
 /// Without any event an object is looked at so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);

@@ -22,8 +22,14 @@ impl Leader {
                 return;
             };
             let Some(facts) = self.world.facts.get(&name).cloned() else {
+                self.unseen.remove(&name);
                 continue;
             };
+            if let Some(&seen) = self.unseen.get(&name).filter(|seen| now < **seen) {
+                self.due.says.mark_at(&name, seen);
+                continue;
+            }
+            self.unseen.remove(&name);
             let uptime = self.world.uptime(now);
             let change = self.scheduling.change(&facts, Timestamp::now(), uptime);
             if let Some(again) = change.again {

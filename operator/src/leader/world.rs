@@ -35,9 +35,16 @@ pub(super) struct World {
     /// The registry's, if nodes reach it by one.
     services: Option<Objects<Service>>,
     /// Running ones, once an object asked for them.
-    pods: Option<Objects<Pod>>,
+    pods: Option<Pods>,
     pub(super) facts: Nodes,
     start: Instant,
+}
+
+#[derive(Debug)]
+struct Pods {
+    all: Objects<Pod>,
+    /// The watch began.
+    since: Instant,
 }
 
 /// An event of one of the watches.
@@ -63,6 +70,8 @@ pub(super) enum Mark {
     AllNodes,
     /// What the Node itself says may have to change.
     Says(Arc<str>),
+    /// Another Node than objects have seen.
+    Unseen(Arc<str>),
     /// A node's warmer answered a wish to remove an image.
     Outcome(Arc<str>, PurgeOutcome),
     /// A node's warmer says for the first time that it holds everything, so long after the node became Ready.
@@ -97,16 +106,26 @@ impl World {
 
     /// The running pods of a namespace; nothing before all of them are known.
     pub(super) fn pods(&self, namespace: &str) -> Option<Vec<&Pod>> {
-        let pods = self.pods.as_ref().filter(|pods| pods.is_complete())?;
+        let pods = self.pods.as_ref().map(|pods| &pods.all);
+        let pods = pods.filter(|pods| pods.is_complete())?;
         Some(pods.in_namespace(namespace).map(Arc::as_ref).collect())
     }
 
+    /// Are pods on their way, and not overdue?
+    pub(super) fn awaits_pods(&self, now: Instant) -> bool {
+        let pods = self.pods.as_ref();
+        pods.is_some_and(|pods| !pods.all.is_complete() && now < pods.since + PODS_WITHIN)
+    }
+
     /// Has somebody asked for pods that are not watched yet? They are from now on.
-    pub(super) fn starts_with_pods(&mut self) -> bool {
+    pub(super) fn starts_with_pods(&mut self, now: Instant) -> bool {
         if self.pods.is_some() || !self.objects.iter().any(|object| asks_for_pods(object)) {
             return false;
         }
-        self.pods = Some(Objects::default());
+        self.pods = Some(Pods {
+            all: Objects::default(),
+            since: now,
+        });
         true
     }
 
@@ -179,9 +198,9 @@ impl World {
         let Some(pods) = &mut self.pods else {
             return Vec::new();
         };
-        let was_complete = pods.is_complete();
-        let changes = pods.apply(event);
-        let first = !was_complete && pods.is_complete();
+        let was_complete = pods.all.is_complete();
+        let changes = pods.all.apply(event);
+        let first = !was_complete && pods.all.is_complete();
         let news = changes.iter().filter(|change| pod_matters(change));
         let namespaces: BTreeSet<&String> = news.map(|change| &change.key.0).collect();
         let asking = self.objects.iter().filter(|object| asks_for_pods(object));
@@ -235,7 +254,8 @@ impl World {
         if !matters(known.as_deref(), self.facts.get(name).map(Arc::as_ref)) {
             return vec![says];
         }
-        vec![says, Mark::Node(name.into()), Mark::AllObjects]
+        let unseen = Mark::Unseen(name.into());
+        vec![unseen, says, Mark::Node(name.into()), Mark::AllObjects]
     }
 
     fn renew_facts(&mut self, name: &str, now: Instant) {
@@ -321,3 +341,6 @@ pub(super) fn object_key(object: &ImageCache) -> ObjectKey {
         name: object.name_any(),
     }
 }
+
+/// Pods that are not known by then are called unreadable: longer than a list of them takes.
+const PODS_WITHIN: Duration = Duration::from_secs(30);

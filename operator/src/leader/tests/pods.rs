@@ -32,6 +32,7 @@ async fn images_of_pods_are_warmed_and_pods_watched_only_for_it() {
     scene.image_cache(&["busybox"], &json!({}));
     scene.lead(true);
     scene.until_told("node2", 1).await;
+    sleep(Duration::from_secs(40)).await;
     assert!(scene.server.asked(PODS).is_empty(), "nobody asks for pods");
 
     let discover =
@@ -46,6 +47,8 @@ async fn images_of_pods_are_warmed_and_pods_watched_only_for_it() {
     scene.server.delete("pods", "ml", "q");
     sleep(Duration::from_hours(1)).await;
     assert!(told("node1", &both));
+    let complaints = scene.server.told("ml", "InvalidSpec");
+    assert!(complaints.is_empty(), "{complaints:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,6 +53,27 @@ async fn l15_a_node_loses_the_taint_and_gets_the_label_when_it_is_warm() {
     scene.until("bare", || !scene.labelled("node1")).await;
 }
 
+/// An object is looked at once a second: what it did not see yet it did not judge.
+#[tokio::test(start_paused = true)]
+async fn l15_the_taint_stays_until_objects_have_seen_the_node() {
+    let scene = Scene::new();
+    scene.node("node1");
+    let taint = json!({ "scheduling": { "startupTaint": true } });
+    scene.image_cache(&["nginx"], &taint);
+    scene.lead(true);
+    scene.until_told("node1", 1).await;
+    sleep(Duration::from_mins(1)).await;
+    scene.image_cache(&["busybox"], &taint);
+    sleep(Duration::from_millis(100)).await;
+    scene.booting_node("node2");
+    scene.until_told("node2", 1).await;
+    sleep(Duration::from_mins(1)).await;
+    assert!(scene.server.asked(NODE).is_empty(), "it is not warm");
+    scene.warm("node2");
+    let lifted = || scene.taints("node2") == ["dedicated"];
+    scene.until("without the taint", lifted).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn l15_without_the_right_people_are_told() {
     let scene = Scene::new();
