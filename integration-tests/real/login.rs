@@ -3,10 +3,11 @@
 use tempfile::TempDir;
 
 use crate::clients::Client;
-use crate::containerd::{Containerd, Kind, NOWHERE};
-use crate::coral::{Config, Coral, UPSTREAM};
+use crate::containerd::Kind;
+use crate::coral::{Config, Coral};
 use crate::docker::Docker;
 use crate::harness;
+use crate::push::{holding, own, pulled_through};
 use crate::upstream::{Upstream, seed};
 
 const USER: &str = "ci";
@@ -49,7 +50,7 @@ async fn the_docker_daemon_logs_in_pushes_and_pulls() {
     let image = &seed().await.twenty;
     // A mirror of Docker Hub needs no login for what is public, whoever else has to log in.
     docker.pull(image).await.unwrap();
-    let (host, name) = (coral.address(), format!("{}/own/app:1", coral.address()));
+    let (host, name) = (coral.address(), own(&coral, "app:1"));
     docker.docker(&["tag", &image.name(), &name]).await.unwrap();
     docker.docker(&["push", &name]).await.unwrap_err();
 
@@ -80,8 +81,9 @@ async fn skopeo_and_crane_log_in() {
     let (coral, secrets) = with_users(&upstream).await;
     let image = &seed().await.small;
     let (host, file) = (coral.address(), secrets.path().join("auth.json"));
-    let from = format!("docker://{host}/{UPSTREAM}/{}", image.name());
-    let to = format!("docker://{host}/own/skopeo:1");
+    let own = own(&coral, "skopeo:1");
+    let from = format!("docker://{}", pulled_through(&coral, image));
+    let to = format!("docker://{own}");
     let skopeo = async |arguments: &[&str]| {
         let mut command = harness::command("skopeo");
         command.arg("--insecure-policy").args(arguments);
@@ -106,7 +108,6 @@ async fn skopeo_and_crane_log_in() {
         command.args(arguments).env("DOCKER_CONFIG", folder.path());
         harness::run(command).await.result()
     };
-    let own = format!("{host}/own/skopeo:1");
     crane(&["digest", &own]).await.unwrap_err();
     let login = ["auth", "login", &host, "-u", READER.0, "-p", READER.1];
     crane(&login).await.unwrap();
@@ -123,15 +124,8 @@ async fn containerd_logs_in() {
     let (coral, _secrets) = with_users(&upstream).await;
     let image = &seed().await.twenty;
     for (kind, name) in [(Kind::Current, "current"), (Kind::Old, "old")] {
-        let containerd = Containerd::start(kind, &coral, NOWHERE).await;
-        let from = format!("{}/{UPSTREAM}/{}", coral.address(), image.name());
-        let to = format!("{}/own/{name}:1", coral.address());
-        let fetch = ["content", "fetch", "--plain-http", &from];
-        containerd.ctr(&fetch).await.unwrap();
-        containerd
-            .ctr(&["images", "tag", &from, &to])
-            .await
-            .unwrap();
+        let to = own(&coral, &format!("{name}:1"));
+        let containerd = holding(kind, &coral, image, &to).await;
         let push = async |user: &str| {
             let arguments = ["images", "push", "--plain-http", "--user", user, &to];
             containerd.ctr(&arguments).await

@@ -21,11 +21,12 @@ async fn hosting(upstream: &Upstream) -> Coral {
 }
 
 /// What the upstream has, as our registry names it.
-fn pulled_through(coral: &Coral, image: &Image) -> String {
+pub(crate) fn pulled_through(coral: &Coral, image: &Image) -> String {
     format!("{}/{UPSTREAM}/{}", coral.address(), image.name())
 }
 
-fn own(coral: &Coral, name: &str) -> String {
+/// A hosted image, as clients name it.
+pub(crate) fn own(coral: &Coral, name: &str) -> String {
     format!("{}/own/{name}", coral.address())
 }
 
@@ -185,23 +186,25 @@ async fn crane_pushes_copies_indexes_mutates_and_deletes() {
     crane(&["digest", &pushed]).await.unwrap_err();
 }
 
+/// A containerd that has an image of the upstream under the name that it is pushed to.
+pub(crate) async fn holding(kind: Kind, coral: &Coral, image: &Image, to: &str) -> Containerd {
+    let containerd = Containerd::start(kind, coral, NOWHERE).await;
+    let from = pulled_through(coral, image);
+    let fetch = ["content", "fetch", "--plain-http", &from];
+    containerd.ctr(&fetch).await.unwrap();
+    let tag = ["images", "tag", &from, to];
+    containerd.ctr(&tag).await.unwrap();
+    containerd
+}
+
 #[tokio::test]
 async fn containerd_pushes() {
     let upstream = Upstream::plain().await;
     let coral = hosting(&upstream).await;
+    let image = &seed().await.twenty;
     for (kind, name) in [(Kind::Current, "current"), (Kind::Old, "old")] {
-        let containerd = Containerd::start(kind, &coral, NOWHERE).await;
-        let image = &seed().await.twenty;
-        let (from, to) = (
-            pulled_through(&coral, image),
-            own(&coral, &format!("{name}:1")),
-        );
-        let fetch = ["content", "fetch", "--plain-http", &from];
-        containerd.ctr(&fetch).await.unwrap();
-        containerd
-            .ctr(&["images", "tag", &from, &to])
-            .await
-            .unwrap();
+        let to = own(&coral, &format!("{name}:1"));
+        let containerd = holding(kind, &coral, image, &to).await;
         let push = ["images", "push", "--plain-http", &to];
         containerd.ctr(&push).await.unwrap();
         assert_is(&coral, name, image).await;

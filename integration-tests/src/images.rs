@@ -8,7 +8,7 @@ use bytes::Bytes;
 use coral_schema::oci::{Digest, media_type};
 use serde_json::json;
 
-pub use content::Content;
+pub use content::{Content, mix};
 
 /// Bytes with a digest and a type: a manifest, a config or a layer.
 #[derive(Debug, Clone)]

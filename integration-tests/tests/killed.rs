@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use clap::Parser as _;
 use coral_integration_tests::cache::assert_sound;
-use coral_integration_tests::images::Image;
+use coral_integration_tests::images::{Image, mix};
 use coral_integration_tests::pull::{PATIENCE, eventually, get, pull};
 use coral_integration_tests::push::{begin, blob, image, manifest, send};
 use coral_integration_tests::registry::{Registry, configuration};
@@ -47,17 +47,14 @@ fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `SplitMix64`: the same numbers for the same seed.
+/// The same numbers for the same seed.
 #[derive(Debug, Clone, Copy)]
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
+        self.0 = mix(self.0);
+        self.0 % limit
     }
 }
 

@@ -36,7 +36,7 @@ impl Credentials {
         let Ok(reference) = image.reference.parse::<ImageReference>() else {
             return Vec::new();
         };
-        let repository = format!("{}/{}", reference.host, reference.repository);
+        let repository = reference.name();
         let owners = image.owners.clone();
         let read = move || logins(&folder, &owners, &repository);
         tokio::task::spawn_blocking(read).await.unwrap_or_default()

@@ -111,8 +111,8 @@ fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("lengths of chunks fit into memory")
 }
 
-/// splitmix64's output function.
-fn mix(value: u64) -> u64 {
+/// splitmix64's output function: the same number for the same number, and nothing like it.
+pub fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

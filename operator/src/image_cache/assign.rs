@@ -180,7 +180,7 @@ fn plans(
     around: &Surroundings<'_>,
     masks: &BTreeMap<Arc<str>, (Arc<NodeFacts>, u16)>,
 ) -> Vec<NodePlan> {
-    let mut previous = Previous::new(object, around.previous);
+    let previous = Previous::new(object, around.previous);
     let partial = partial(object, around);
     let followed = followed(object, around);
     let mut by_mask: HashMap<u16, Vec<(usize, u16)>> = HashMap::new();
@@ -200,7 +200,7 @@ fn plans(
             let found = walk.find(spelling);
             // What another object decides is not followed.
             let follows = object.tag_policy == TagPolicy::Follow && !overruled.contains(&spelling);
-            let wish = before.and_then(|before| before[image]);
+            let wish = before.as_ref().and_then(|before| before[image]);
             let wish = wish.filter(|wish| !wish.follows || follows);
             let (grant, progress) = progress::look(node, found, wish, around);
             let newest = followed[image].as_deref().filter(|_| follows);
@@ -300,9 +300,7 @@ struct Previous<'a> {
     wishes: Option<&'a ObjectWishes>,
     /// Index in the spec by index in the wishes.
     images: Vec<Option<usize>>,
-    /// The list that was read last, and the same by index in the spec: nodes share lists.
-    last: Option<Arc<[NodeWish]>>,
-    by_image: Vec<Option<NodeWish>>,
+    len: usize,
 }
 
 impl<'a> Previous<'a> {
@@ -319,25 +317,20 @@ impl<'a> Previous<'a> {
             images: before
                 .map(|image| now.get(&*image.reference).copied())
                 .collect(),
-            last: None,
-            by_image: vec![None; object.images.len()],
+            len: object.images.len(),
         }
     }
 
     /// What this node was granted last, by index in the spec.
-    fn at(&mut self, node: &str) -> Option<&[Option<NodeWish>]> {
+    fn at(&self, node: &str) -> Option<Vec<Option<NodeWish>>> {
         let wishes = self.wishes?.nodes.get(node)?;
-        let is_last = |last: &Arc<[NodeWish]>| Arc::ptr_eq(last, wishes);
-        if !self.last.as_ref().is_some_and(is_last) {
-            self.by_image.fill(None);
-            for wish in wishes.iter() {
-                if let Some(index) = self.images[wish.image] {
-                    self.by_image[index] = Some(*wish);
-                }
+        let mut all = vec![None; self.len];
+        for wish in wishes.iter() {
+            if let Some(index) = self.images[wish.image] {
+                all[index] = Some(*wish);
             }
-            self.last = Some(Arc::clone(wishes));
         }
-        Some(&self.by_image)
+        Some(all)
     }
 }
 

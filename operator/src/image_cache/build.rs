@@ -38,7 +38,7 @@ fn wishes(
     assignment: &Assignment,
     around: &Surroundings<'_>,
 ) -> ObjectWishes {
-    let granted = |plan: &super::assign::NodePlan, wishes: &mut Vec<NodeWish>| {
+    let granted = |plan: &super::assign::NodePlan| -> Vec<NodeWish> {
         let pairs = plan.pairs.iter().filter_map(|pair| {
             let grant = pair.grant?;
             Some(NodeWish {
@@ -49,14 +49,13 @@ fn wishes(
                 follows: object.tag_policy == TagPolicy::Follow,
             })
         });
-        wishes.clear();
-        wishes.extend(pairs);
+        pairs.collect()
     };
-    let (mut wishes, mut last) = (Vec::new(), Arc::<[NodeWish]>::default());
+    let mut last = Arc::<[NodeWish]>::default();
     let nodes = assignment.nodes.iter().map(|plan| {
-        granted(plan, &mut wishes);
+        let wishes = granted(plan);
         if *last != *wishes {
-            last = wishes.as_slice().into();
+            last = wishes.into();
         }
         (Arc::clone(&plan.node.name), Arc::clone(&last))
     });

@@ -100,7 +100,7 @@ fn logins_where(
     let images = object.images.iter().map(|image| &image.reference);
     let mut repositories: Vec<String> = images
         .filter(|reference| is_meant(reference))
-        .map(|reference| format!("{}/{}", reference.host, reference.repository))
+        .map(ImageReference::name)
         .collect();
     repositories.sort_unstable();
     repositories.dedup();

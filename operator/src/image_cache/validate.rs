@@ -167,9 +167,7 @@ impl ValidatedImageCache {
     /// Takes a further image in, if it is one that `may` join by its written-out name; answers its index.
     pub(super) fn image(&mut self, spelling: &str, may: impl Fn(&str) -> bool) -> Option<usize> {
         let reference: ImageReference = spelling.parse().ok()?;
-        if !may(&reference.to_string())
-            && !may(&format!("{}/{}", reference.host, reference.repository))
-        {
+        if !may(&reference.to_string()) && !may(&reference.name()) {
             return None;
         }
         self.images.push(ValidatedImage {

@@ -66,7 +66,11 @@ impl Copies {
 
     /// It has to be written: several changes become one write.
     pub(super) fn mark(&mut self, now: Instant) {
-        self.due = Some(self.due.map_or(now + PAUSE, |due| due.min(now + PAUSE)));
+        self.write_by(now + PAUSE);
+    }
+
+    fn write_by(&mut self, latest: Instant) {
+        self.due = Some(self.due.map_or(latest, |due| due.min(latest)));
     }
 
     /// When it is to be written.
@@ -119,8 +123,7 @@ impl Leader {
                 }
             }
         };
-        let again = now + again;
-        self.copies.due = Some(self.copies.due.map_or(again, |due| due.min(again)));
+        self.copies.write_by(now + again);
     }
 }
 

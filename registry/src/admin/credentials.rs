@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn known(image: &ImageReference) -> Option<RepoKey> {
-        format!("{}/{}", image.host, image.repository).parse().ok()
+        image.name().parse().ok()
     }
 
     const LOGIN: &str = r#"{"repository":"ghcr.io/team/app","username":"u","password":"hidden"}"#;

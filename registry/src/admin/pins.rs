@@ -188,8 +188,7 @@ mod tests {
             platforms: Vec::new(),
             expires: expires.to_owned(),
         };
-        let repository =
-            |image: &ImageReference| format!("{}/{}", image.host, image.repository).parse().ok();
+        let repository = |image: &ImageReference| image.name().parse().ok();
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         pins(request, &repository, now).map_err(|refusal| refusal.error)
     }

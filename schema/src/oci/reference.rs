@@ -84,6 +84,11 @@ pub enum ImageReferenceError {
 }
 
 impl ImageReference {
+    /// Host and repository, like `ghcr.io/team/app`: what pull secrets and repositories of a cache go by.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
     /// What to ask the registry for: the digest if there is one, else the tag.
     pub fn manifest_ref(&self) -> ManifestRef {
         match (self.digest, &self.tag) {
