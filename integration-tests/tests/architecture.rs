@@ -26,7 +26,6 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         ],
     ),
     ("tokio_rustls", &["registry/src/server/tls"]),
-    ("getrandom", &["registry/src/access/key.rs"]),
     (
         "reqwest",
         &[

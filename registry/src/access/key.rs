@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, crypto};
+use rustix::io::retry_on_intr;
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -94,8 +96,12 @@ impl Key {
 
 fn random() -> io::Result<[u8; LENGTH]> {
     let mut bytes = [0; LENGTH];
-    // Not from a file: an image from scratch has none until a runtime brings it.
-    getrandom::fill(&mut bytes)?;
+    // The call itself: libraries look for the C library's by name, which a static program does not have, and then for a
+    // device file, which an image from scratch does not have. So few bytes come at once (getrandom(2)).
+    let filled = retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()))?;
+    if filled < LENGTH {
+        return Err(io::Error::other("the system gives too few random bytes"));
+    }
     Ok(bytes)
 }
 
