@@ -21,6 +21,7 @@ pub use self::cap::{HostedCap, ReadCap, WriteCap};
 pub use self::identity::{Caller, Scopes, Subject};
 pub use self::key::Key;
 use self::logins::Logins;
+pub use self::metrics::AccessMetrics;
 pub use self::rules::{Repositories, Rule, Rules, Verb, Who};
 pub use self::users::{Users, UsersConfig};
 use self::visibility::{Standing, Visibility};
@@ -34,6 +35,7 @@ mod hosted;
 mod identity;
 mod key;
 mod logins;
+mod metrics;
 mod rules;
 pub mod token;
 pub mod users;
@@ -63,6 +65,7 @@ pub struct Access {
     visibility: Visibility,
     logins: Logins,
     key: Key,
+    metrics: AccessMetrics,
 }
 
 /// What a caller wants to read: something to ask the upstream for when it is not known who may read the repository.
@@ -128,12 +131,19 @@ pub enum AccessError {
 
 impl Access {
     /// Access rules over the first configuration.
-    pub fn new(snapshot: Snapshot, key: Key, index: Index, tasks: Tasks) -> Self {
+    pub fn new(
+        snapshot: Snapshot,
+        key: Key,
+        index: Index,
+        tasks: Tasks,
+        metrics: AccessMetrics,
+    ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             visibility: Visibility::new(index, tasks),
             logins: Logins::new(key.clone()),
             key,
+            metrics,
         }
     }
 

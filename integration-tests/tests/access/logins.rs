@@ -1,5 +1,6 @@
 //! Users and static tokens, challenges, and what a wrong login gets.
 
+use anyhow::Context as _;
 use coral_integration_tests::ask::code;
 use coral_integration_tests::cache::Cache;
 use coral_integration_tests::images::Image;
@@ -133,9 +134,28 @@ async fn two_logins_are_none() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Passwords that were right, wrong, and too many; tokens that were right and wrong.
+async fn counted(cache: &Cache) -> anyhow::Result<[f64; 5]> {
+    let mut counts = [0.0; 5];
+    let labels = [
+        "password ok",
+        "password wrong",
+        "password busy",
+        "token ok",
+        "token wrong",
+    ];
+    for (count, labels) in counts.iter_mut().zip(labels) {
+        let (by, result) = labels.split_once(' ').unwrap();
+        let name = format!("logins_total{{by=\"{by}\",result=\"{result}\"}}");
+        *count = cache.metric(&name).await?.context(name)?;
+    }
+    Ok(counts)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_wrong_passwords_at_once() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
+    let before = counted(&scene.cache).await?;
     let wrong = (0..10).map(|number| basic(("ci", &format!("wrong-{number}"))));
     let (wrong, good) = (wrong.collect::<Vec<_>>(), basic(CI));
     let path = "/v2/team/app/manifests/v1";
@@ -144,6 +164,11 @@ async fn ten_wrong_passwords_at_once() -> anyhow::Result<()> {
     let (refused, served) = tokio::join!(join_all(asked), join_all(right));
     assert!(refused.iter().all(|got| got.status == 401));
     assert!(served.iter().all(|got| got.status == 200));
+    let token = "Bearer of-nobody-who-is-known-here";
+    assert_eq!(scene.get(path, token).await.status, 401);
+    let after = counted(&scene.cache).await?;
+    let more: Vec<f64> = after.iter().zip(before).map(|(it, was)| it - was).collect();
+    assert_eq!(more, [10.0, 10.0, 0.0, 0.0, 1.0]);
     Ok(())
 }
 

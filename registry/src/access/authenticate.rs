@@ -8,6 +8,7 @@ use secrecy::SecretString;
 
 use super::identity::{Caller, Scopes, Subject};
 use super::logins::LoginError;
+use super::metrics::By;
 use super::users::Users;
 use super::{Access, AccessError, token};
 
@@ -28,7 +29,9 @@ impl Access {
         if scheme.eq_ignore_ascii_case("bearer") {
             let known = users.token(rest).map(Caller::logged_in);
             let known = known.or_else(|| token::open(&self.key, users, rest));
-            return known.ok_or(AccessError::WrongToken);
+            let known = known.ok_or(AccessError::WrongToken);
+            self.metrics.shown(By::Token, &known);
+            return known;
         }
         Err(AccessError::WrongLogin)
     }
@@ -89,11 +92,12 @@ impl Access {
         password: SecretString,
     ) -> Result<Caller, AccessError> {
         let checked = self.logins.check(users, user, password).await;
-        checked.map_err(|error| match error {
+        let checked = checked.map_err(|error| match error {
             LoginError::Wrong => AccessError::WrongLogin,
             LoginError::Busy => AccessError::Busy,
-        })?;
-        Ok(Caller::logged_in(Subject::User(user.into())))
+        });
+        self.metrics.shown(By::Password, &checked);
+        checked.map(|()| Caller::logged_in(Subject::User(user.into())))
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::parts::Opened;
 use super::reload::Upstreams;
-use crate::access::Access;
+use crate::access::{Access, AccessMetrics};
 use crate::config::{Config, watch};
 use crate::upstream::{BuildError, UpstreamMetrics};
 
@@ -19,10 +19,12 @@ pub(super) fn open(
     metrics: &mut Registry,
     tasks: &Tasks,
 ) -> Result<(Arc<Upstreams>, Arc<Access>), BuildError> {
-    let (metrics, key) = (UpstreamMetrics::register(metrics), opened.key.clone());
-    let upstreams = Upstreams::new(metrics, key.clone(), tasks.clone());
+    let key = opened.key.clone();
+    let counted = UpstreamMetrics::register(metrics);
+    let upstreams = Upstreams::new(counted, key.clone(), tasks.clone());
     let snapshot = upstreams.snapshot(config)?;
-    let access = Access::new(snapshot, key, opened.index.clone(), tasks.clone());
+    let counted = AccessMetrics::register(metrics);
+    let access = Access::new(snapshot, key, opened.index.clone(), tasks.clone(), counted);
     Ok((Arc::new(upstreams), Arc::new(access)))
 }
 
