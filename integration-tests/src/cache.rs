@@ -1,6 +1,7 @@
 //! `coral-registry` in this process, on ports of its own: what hermetic tests talk to.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -139,6 +140,25 @@ impl Cache {
 
     fn running(&self) -> &Running {
         self.running.as_ref().expect("the registry runs")
+    }
+}
+
+/// The index's threads end by themselves, a moment after whoever asks them is gone.
+impl Drop for Cache {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test ends: nobody else is kept waiting"
+    )]
+    fn drop(&mut self) {
+        drop(self.running.take());
+        for _ in 0..200 {
+            match std::fs::remove_dir_all(self.folder.path()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => break,
+            }
+        }
     }
 }
 

@@ -275,8 +275,11 @@ impl Node {
             .env("SSL_CERT_FILE", &self.ca);
         let containerd = self.spawn_on(machine, "containerd", &command);
         let socket = self.cri_socket();
+        // 1.6 listens before it answers for images.
         containerd
-            .ready(async || UnixStream::connect(&socket).await.is_ok())
+            .ready(async || {
+                UnixStream::connect(&socket).await.is_ok() && self.crictl(&["images"]).await.is_ok()
+            })
             .await
     }
 
