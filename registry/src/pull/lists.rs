@@ -76,6 +76,9 @@ impl Puller {
     }
 
     /// The referrers of a digest: by the referrers API, else by the fallback tag; for a while from memory.
+    ///
+    /// As a client does it (distribution specification, "Listing Referrers"), an upstream that has the API is believed
+    /// alone: nobody who uses the API keeps the tag true, so it may list what was deleted.
     pub async fn referrers(
         &self,
         cap: &ReadCap,
