@@ -1,8 +1,6 @@
 //! What logins count.
 
-use std::fmt::Write as _;
-
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -17,34 +15,39 @@ pub struct AccessMetrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
-    by: By,
-    result: LoginResult,
+    by: &'static str,
+    result: &'static str,
 }
 
 /// What somebody showed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     Password,
     Token,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum LoginResult {
-    Ok,
-    Wrong,
-    Busy,
+impl By {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::Token => "token",
+        }
+    }
 }
 
 impl AccessMetrics {
     /// Registers the families under their names without the common prefix.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        for by in [By::Password, By::Token] {
-            for result in [LoginResult::Ok, LoginResult::Wrong] {
-                metrics.of(by, result).inc_by(0);
-            }
+        for (by, result) in [
+            (By::Password, "ok"),
+            (By::Password, "wrong"),
+            (By::Password, "busy"),
+            (By::Token, "ok"),
+            (By::Token, "wrong"),
+        ] {
+            metrics.add(by, result, 0);
         }
-        metrics.of(By::Password, LoginResult::Busy).inc_by(0);
         registry.register(
             "logins",
             "Passwords and tokens that requests showed, by what they were found to be",
@@ -55,34 +58,16 @@ impl AccessMetrics {
 
     pub(super) fn shown<T>(&self, by: By, found: &Result<T, AccessError>) {
         let result = match found {
-            Ok(_) => LoginResult::Ok,
-            Err(AccessError::Busy) => LoginResult::Busy,
-            Err(_) => LoginResult::Wrong,
+            Ok(_) => "ok",
+            Err(AccessError::Busy) => "busy",
+            Err(_) => "wrong",
         };
-        self.of(by, result).inc();
+        self.add(by, result, 1);
     }
 
-    fn of(&self, by: By, result: LoginResult) -> Counter {
+    fn add(&self, by: By, result: &'static str, times: u64) {
+        let by = by.label();
         let labels = Labels { by, result };
-        self.logins.get_or_create_owned(&labels)
-    }
-}
-
-impl EncodeLabelValue for By {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
-        encoder.write_str(match self {
-            Self::Password => "password",
-            Self::Token => "token",
-        })
-    }
-}
-
-impl EncodeLabelValue for LoginResult {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
-        encoder.write_str(match self {
-            Self::Ok => "ok",
-            Self::Wrong => "wrong",
-            Self::Busy => "busy",
-        })
+        self.logins.get_or_create(&labels).inc_by(times);
     }
 }

@@ -20,11 +20,11 @@ pub(super) fn open(
     tasks: &Tasks,
 ) -> Result<(Arc<Upstreams>, Arc<Access>), BuildError> {
     let key = opened.key.clone();
-    let counted = UpstreamMetrics::register(metrics);
-    let upstreams = Upstreams::new(counted, key.clone(), tasks.clone());
+    let upstreams = UpstreamMetrics::register(metrics);
+    let upstreams = Upstreams::new(upstreams, key.clone(), tasks.clone());
     let snapshot = upstreams.snapshot(config)?;
-    let counted = AccessMetrics::register(metrics);
-    let access = Access::new(snapshot, key, opened.index.clone(), tasks.clone(), counted);
+    let (index, metrics) = (opened.index.clone(), AccessMetrics::register(metrics));
+    let access = Access::new(snapshot, key, index, tasks.clone(), metrics);
     Ok((Arc::new(upstreams), Arc::new(access)))
 }
 
