@@ -93,6 +93,17 @@ impl Containerd {
             .args(arguments);
         harness::run(command).await.result()
     }
+
+    /// One that has an image of the upstream under the name that it is pushed to.
+    pub(crate) async fn holding(kind: Kind, coral: &Coral, image: &Image, to: &str) -> Self {
+        let containerd = Self::start(kind, coral, NOWHERE).await;
+        let from = coral.pulled_through(image);
+        let fetch = ["content", "fetch", "--plain-http", &from];
+        containerd.ctr(&fetch).await.unwrap();
+        let tag = ["images", "tag", &from, to];
+        containerd.ctr(&tag).await.unwrap();
+        containerd
+    }
 }
 
 impl Client for Containerd {

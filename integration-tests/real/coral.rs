@@ -166,6 +166,16 @@ impl Coral {
         format!("127.0.0.1:{}", self.admin)
     }
 
+    /// What the upstream has, as clients name it here.
+    pub(crate) fn pulled_through(&self, image: &Image) -> String {
+        format!("{}/{UPSTREAM}/{}", self.address(), image.name())
+    }
+
+    /// What is hosted below `own`, as clients name it.
+    pub(crate) fn own(&self, name: &str) -> String {
+        format!("{}/own/{name}", self.address())
+    }
+
     /// The configuration file, to be changed while it runs.
     pub(crate) fn configuration(&self) -> PathBuf {
         self.folder.path().join("config.yaml")

@@ -14,11 +14,8 @@ use crate::upstream::{Upstream, seed};
 
 #[tokio::test]
 async fn h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart() {
-    if !rustix::process::geteuid().is_root() {
-        return harness::skip(
-            "h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart",
-            "needs root to mount",
-        );
+    if cannot_mount("h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart") {
+        return;
     }
     let mut upstream = Upstream::plain().await;
     let volume = Volume::mount(180 << 20).await;
@@ -56,11 +53,8 @@ async fn h04_h08_a_full_disk_fails_no_pull_and_recovers_without_a_restart() {
 
 #[tokio::test]
 async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
-    if !rustix::process::geteuid().is_root() {
-        return harness::skip(
-            "a_volume_of_ten_megabytes_passes_a_hundred_through",
-            "needs root to mount",
-        );
+    if cannot_mount("a_volume_of_ten_megabytes_passes_a_hundred_through") {
+        return;
     }
     let upstream = Upstream::plain().await;
     let volume = Volume::mount(10 << 20).await;
@@ -73,11 +67,8 @@ async fn a_volume_of_ten_megabytes_passes_a_hundred_through() {
 /// H-04 for what clients bring: nothing partial shows, and the session goes on where it was once there is room.
 #[tokio::test]
 async fn h04_a_push_into_a_full_disk_goes_on_when_there_is_room() {
-    if !rustix::process::geteuid().is_root() {
-        return harness::skip(
-            "h04_a_push_into_a_full_disk_goes_on_when_there_is_room",
-            "needs root to mount",
-        );
+    if cannot_mount("h04_a_push_into_a_full_disk_goes_on_when_there_is_room") {
+        return;
     }
     let upstream = Upstream::plain().await;
     let volume = Volume::mount(60 << 20).await;
@@ -119,6 +110,15 @@ async fn h04_a_push_into_a_full_disk_goes_on_when_there_is_room() {
     })
     .await;
     assert_eq!(coral.get(&blob).await.bytes().await.unwrap(), content);
+}
+
+/// Without root `test` is skipped.
+fn cannot_mount(test: &str) -> bool {
+    let cannot = !rustix::process::geteuid().is_root();
+    if cannot {
+        harness::skip(test, "needs root to mount");
+    }
+    cannot
 }
 
 /// A tmpfs that is unmounted with this value.

@@ -3,11 +3,10 @@
 use tempfile::TempDir;
 
 use crate::clients::Client;
-use crate::containerd::Kind;
+use crate::containerd::{Containerd, Kind};
 use crate::coral::{Config, Coral};
 use crate::docker::Docker;
 use crate::harness;
-use crate::push::{holding, own, pulled_through};
 use crate::upstream::{Upstream, seed};
 
 const USER: &str = "ci";
@@ -50,7 +49,7 @@ async fn the_docker_daemon_logs_in_pushes_and_pulls() {
     let image = &seed().await.twenty;
     // A mirror of Docker Hub needs no login for what is public, whoever else has to log in.
     docker.pull(image).await.unwrap();
-    let (host, name) = (coral.address(), own(&coral, "app:1"));
+    let (host, name) = (coral.address(), coral.own("app:1"));
     docker.docker(&["tag", &image.name(), &name]).await.unwrap();
     docker.docker(&["push", &name]).await.unwrap_err();
 
@@ -81,8 +80,8 @@ async fn skopeo_and_crane_log_in() {
     let (coral, secrets) = with_users(&upstream).await;
     let image = &seed().await.small;
     let (host, file) = (coral.address(), secrets.path().join("auth.json"));
-    let own = own(&coral, "skopeo:1");
-    let from = format!("docker://{}", pulled_through(&coral, image));
+    let own = coral.own("skopeo:1");
+    let from = format!("docker://{}", coral.pulled_through(image));
     let to = format!("docker://{own}");
     let skopeo = async |arguments: &[&str]| {
         let mut command = harness::command("skopeo");
@@ -124,8 +123,8 @@ async fn containerd_logs_in() {
     let (coral, _secrets) = with_users(&upstream).await;
     let image = &seed().await.twenty;
     for (kind, name) in [(Kind::Current, "current"), (Kind::Old, "old")] {
-        let to = own(&coral, &format!("{name}:1"));
-        let containerd = holding(kind, &coral, image, &to).await;
+        let to = coral.own(&format!("{name}:1"));
+        let containerd = Containerd::holding(kind, &coral, image, &to).await;
         let push = async |user: &str| {
             let arguments = ["images", "push", "--plain-http", "--user", user, &to];
             containerd.ctr(&arguments).await

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::clients::{Client, Crane, Skopeo};
-use crate::containerd::{Containerd, Kind, NOWHERE};
+use crate::containerd::{Containerd, Kind};
 use crate::coral::{Config, Coral, UPSTREAM};
 use crate::docker::Docker;
 use crate::harness;
@@ -18,16 +18,6 @@ use crate::upstream::{Upstream, seed};
 async fn hosting(upstream: &Upstream) -> Coral {
     let hosted = "hosted: [{ prefix: own }]\nanonymousPush: true\n";
     Coral::start(Config::of(upstream).more(hosted)).await
-}
-
-/// What the upstream has, as our registry names it.
-pub(crate) fn pulled_through(coral: &Coral, image: &Image) -> String {
-    format!("{}/{UPSTREAM}/{}", coral.address(), image.name())
-}
-
-/// A hosted image, as clients name it.
-pub(crate) fn own(coral: &Coral, name: &str) -> String {
-    format!("{}/own/{name}", coral.address())
 }
 
 /// The digest that a hosted tag means.
@@ -61,7 +51,7 @@ async fn the_docker_daemon_pushes_what_it_pulls_again() {
     let docker = Docker::start(&coral).await;
     let image = &seed().await.twenty;
     docker.pull(image).await.unwrap();
-    let name = own(&coral, "docker:1");
+    let name = coral.own("docker:1");
     docker.docker(&["tag", &image.name(), &name]).await.unwrap();
     let id = ["image", "inspect", "--format", "{{.Id}}"];
     let id = async |name: &str| docker.docker(&[&id[..], &[name]].concat()).await.unwrap();
@@ -106,14 +96,14 @@ async fn skopeo_copies_lists_and_deletes() {
     let upstream = Upstream::plain().await;
     let coral = hosting(&upstream).await;
     for (image, repository) in [(&seed().await.small, "small"), (&seed().await.big, "big")] {
-        let from = format!("docker://{}", pulled_through(&coral, image));
-        let to = format!("docker://{}", own(&coral, &format!("{repository}:1")));
+        let from = format!("docker://{}", coral.pulled_through(image));
+        let to = format!("docker://{}", coral.own(&format!("{repository}:1")));
         skopeo_copy(&from, &to).await;
         assert_is(&coral, repository, image).await;
     }
     let image = &seed().await.small;
     let copied = Copied(harness::scratch());
-    let (first, again) = (own(&coral, "small:1"), own(&coral, "again:1"));
+    let (first, again) = (coral.own("small:1"), coral.own("again:1"));
     skopeo_copy(&format!("docker://{first}"), &copied.layout()).await;
     skopeo_copy(&copied.layout(), &format!("docker://{again}")).await;
     assert_is(&coral, "again", image).await;
@@ -140,8 +130,8 @@ async fn crane_pushes_copies_indexes_mutates_and_deletes() {
     let coral = hosting(&upstream).await;
     let (small, twenty) = (&seed().await.small, &seed().await.twenty);
     let [copy, pushed, changed, index] =
-        ["copy:1", "pushed:1", "pushed:2", "index:1"].map(|name| own(&coral, name));
-    crane(&["copy", &pulled_through(&coral, small), &copy])
+        ["copy:1", "pushed:1", "pushed:2", "index:1"].map(|name| coral.own(name));
+    crane(&["copy", &coral.pulled_through(small), &copy])
         .await
         .unwrap();
     assert_is(&coral, "copy", small).await;
@@ -170,7 +160,7 @@ async fn crane_pushes_copies_indexes_mutates_and_deletes() {
             .await
             .unwrap();
     }
-    let repository = own(&coral, "pushed");
+    let repository = coral.own("pushed");
     assert_eq!(crane(&["ls", &repository]).await.unwrap(), "1\n2\n");
     let catalog = crane(&["catalog", &coral.address()]).await.unwrap();
     for repository in ["own/copy\n", "own/index\n", "own/pushed\n"] {
@@ -186,25 +176,14 @@ async fn crane_pushes_copies_indexes_mutates_and_deletes() {
     crane(&["digest", &pushed]).await.unwrap_err();
 }
 
-/// A containerd that has an image of the upstream under the name that it is pushed to.
-pub(crate) async fn holding(kind: Kind, coral: &Coral, image: &Image, to: &str) -> Containerd {
-    let containerd = Containerd::start(kind, coral, NOWHERE).await;
-    let from = pulled_through(coral, image);
-    let fetch = ["content", "fetch", "--plain-http", &from];
-    containerd.ctr(&fetch).await.unwrap();
-    let tag = ["images", "tag", &from, to];
-    containerd.ctr(&tag).await.unwrap();
-    containerd
-}
-
 #[tokio::test]
 async fn containerd_pushes() {
     let upstream = Upstream::plain().await;
     let coral = hosting(&upstream).await;
     let image = &seed().await.twenty;
     for (kind, name) in [(Kind::Current, "current"), (Kind::Old, "old")] {
-        let to = own(&coral, &format!("{name}:1"));
-        let containerd = holding(kind, &coral, image, &to).await;
+        let to = coral.own(&format!("{name}:1"));
+        let containerd = Containerd::holding(kind, &coral, image, &to).await;
         let push = ["images", "push", "--plain-http", &to];
         containerd.ctr(&push).await.unwrap();
         assert_is(&coral, name, image).await;
@@ -270,8 +249,8 @@ async fn artifacts_signatures_and_their_subjects() {
     let upstream = Upstream::plain().await;
     let coral = hosting(&upstream).await;
     let (regctl, image) = (Regctl::of(&coral), &seed().await.small);
-    let (subject, copy) = (own(&coral, "app:1"), own(&coral, "copy:1"));
-    crane(&["copy", &pulled_through(&coral, image), &subject])
+    let (subject, copy) = (coral.own("app:1"), coral.own("copy:1"));
+    crane(&["copy", &coral.pulled_through(image), &subject])
         .await
         .unwrap();
 
@@ -302,7 +281,7 @@ async fn artifacts_signatures_and_their_subjects() {
         "--config-type",
         "application/vnd.oci.image.config.v1+json",
     ];
-    let tag = own(&coral, &format!("app:{signature}"));
+    let tag = coral.own(&format!("app:{signature}"));
     let what = [
         "--file-media-type",
         SIMPLE_SIGNING,
@@ -312,7 +291,7 @@ async fn artifacts_signatures_and_their_subjects() {
     ];
     regctl.run(&[&put[..], &what].concat()).await.unwrap();
     // Referrers need no tag of their own: the registry says that it keeps them (`OCI-Subject`).
-    let tags = crane(&["ls", &own(&coral, "app")]).await.unwrap();
+    let tags = crane(&["ls", &coral.own("app")]).await.unwrap();
     assert_eq!(tags, format!("1\n{signature}\n"));
 
     let all = [
