@@ -67,13 +67,14 @@ impl Scene {
     /// Stops it when half of the layer is on disk.
     async fn stop_in_mid_download(&mut self) -> anyhow::Result<()> {
         let gate = Gate::new();
-        let held = Fault::new().hold(&gate, SIZE / 2);
+        let half = self.image.layers()[0].content.len() / 2;
+        let held = Fault::new().hold(&gate, half);
         self.upstream.script(When::blob(&self.layer()), [held]);
         let mut connection = Connection::open(self.cache.address()).await?;
         let path = format!("/v2/{REPOSITORY}/blobs/{}", self.layer());
         let mut reply = connection.get(&path, &[]).await?;
         let mut read = 0;
-        while read < SIZE / 2 {
+        while read < half {
             let chunk = connection.chunk(&mut reply).await?;
             read += chunk.expect("more bytes").len() as u64;
         }
@@ -140,6 +141,24 @@ async fn h03_a_garbage_part_is_never_served_as_the_blob(#[case] size: u64) -> an
     assert!(right || got.is_refusal());
     scene.cache.assert_sound();
     scene.assert_heals().await
+}
+
+/// The state vouches for bytes that are others by now: nobody gets one of them, and no client notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn h03_a_part_that_changed_under_its_state_is_fetched_again() -> anyhow::Result<()> {
+    let size = 40 << 20;
+    let mut scene = Scene::new(&[size]).await?;
+    scene.stop_in_mid_download().await?;
+    let part = &scene.cache.parts()[0];
+    let mut bytes = std::fs::read(part)?;
+    bytes[1000] ^= 1;
+    std::fs::write(part, bytes)?;
+    scene.cache.restart().await?;
+    scene.assert_heals().await?;
+    let asked = scene.upstream.seen(&When::blob(&scene.layer()));
+    assert_eq!(asked.len(), 1);
+    assert_eq!(scene.upstream.bytes(&When::blob(&scene.layer())), size);
+    Ok(())
 }
 
 #[rstest::rstest]

@@ -24,7 +24,8 @@ pub use self::reader::{FileReader, StoredBlob};
 pub use self::room::Room;
 pub use self::space::{Limits, Space};
 pub use self::spool::Spool;
-pub use self::upload::{Mark, Upload, UploadId, VerifiedUpload, VerifyError};
+pub use self::spool::tail::Mark;
+pub use self::upload::{Upload, UploadId, VerifiedUpload, VerifyError};
 pub use self::verified::{DigestMismatch, VerifiedManifest, VerifiedSpool};
 
 pub mod bucket;
@@ -36,6 +37,7 @@ pub mod local;
 pub mod reader;
 pub mod record;
 pub mod room;
+mod run;
 pub mod space;
 pub mod spool;
 pub mod upload;

@@ -19,6 +19,7 @@ use moka::sync::Cache;
 
 use super::buffers::Buffers;
 use super::reader::StoredBlob;
+use super::run::Run;
 use super::space::{Limits, Space};
 use super::spool::Spool;
 use super::spool::folder::SpoolFolder;
@@ -58,15 +59,17 @@ impl LocalStore {
         format::check(root)?;
         let space = File::open(root).and_then(|folder| Space::new(folder, limits));
         let space = Arc::new(space.map_err(OpenError::io(root))?);
+        let run = Run::begin().map_err(OpenError::io(root))?;
         let sweep = || {
-            let spool = SpoolFolder::open(spool_path.clone(), Arc::clone(&space), buffers.clone())?;
+            let (path, space) = (spool_path.clone(), Arc::clone(&space));
+            let spool = SpoolFolder::open(path, space, buffers.clone(), run.clone())?;
             spool.sweep_temporary()?;
             spool.sweep(PART_MAX_AGE, SystemTime::now())?;
             Ok(spool)
         };
         let spool = sweep().map_err(OpenError::io(&spool_path))?;
         let uploads_path = root.join(UPLOADS);
-        let uploads = UploadFolder::open(uploads_path.clone(), Arc::clone(&space));
+        let uploads = UploadFolder::open(uploads_path.clone(), Arc::clone(&space), run.clone());
         let uploads = uploads
             .and_then(|uploads| {
                 uploads.sweep(PART_MAX_AGE, SystemTime::now(), |_| false)?;
@@ -264,6 +267,7 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
 
 pub(super) fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)

@@ -1,8 +1,8 @@
 //! A file that grows while a blob arrives: written and hashed in one step, readable by others meanwhile.
 //!
 //! `spool/<alg>-<hex>.part` holds the bytes, `….state` beside it the hash state at some offset. The bytes of a part file
-//! up to [`Spool::offset`] are exactly those that the hash has seen, whatever went wrong. After a restart the state is
-//! taken up again, but only within one boot: after a power loss the file may have the length without the bytes (H-09).
+//! up to [`Spool::offset`] are exactly those that the hash has seen, whatever went wrong. After a restart the part is
+//! taken up again once its bytes have been read and found to be those of the state; [`super::run`] says when.
 //!
 //! Everything that says *blocking* touches the disk: callers run it in `spawn_blocking`.
 
@@ -34,10 +34,10 @@ pub struct Spool {
 }
 
 impl Spool {
-    fn new(claim: Claim, file: File, hasher: Hasher) -> Self {
+    fn new(claim: Claim, tail: Tail) -> Self {
         Self {
             claim,
-            tail: Tail::new(file, hasher),
+            tail,
             size: None,
             origins: Vec::new(),
             resumed: false,
@@ -102,16 +102,8 @@ impl Spool {
 
     fn write_state(&self) -> io::Result<()> {
         let folder = self.claim.folder();
-        let Some(boot_id) = folder.boot_id() else {
-            return Ok(());
-        };
-        let state = SavedState::new(
-            boot_id,
-            self.tail.offset,
-            &self.tail.hasher,
-            self.size,
-            &self.origins,
-        );
+        let mark = self.tail.mark();
+        let state = SavedState::new(folder.run(), &mark, self.size, &self.origins);
         state.write(&folder.state_path(self.digest()))
     }
 
@@ -151,13 +143,15 @@ mod tests {
     use super::folder::SpoolFolder;
     use super::*;
     use crate::store::buffers::Buffers;
+    use crate::store::run::Run;
     use crate::store::space::{Limits, Space};
 
     fn folder() -> (tempfile::TempDir, Arc<SpoolFolder>) {
         let folder = tempfile::tempdir().unwrap();
         let space = Space::new(File::open(folder.path()).unwrap(), Limits::default()).unwrap();
         let path = folder.path().to_owned();
-        let spools = SpoolFolder::open(path, Arc::new(space), Buffers::default()).unwrap();
+        let run = Run::begin().unwrap();
+        let spools = SpoolFolder::open(path, Arc::new(space), Buffers::default(), run).unwrap();
         (folder, Arc::new(spools))
     }
 

@@ -2,14 +2,13 @@
 //!
 //! Unlike a [`Spool`](super::Spool) nobody knows its digest before its end, and nobody can fetch it again: what is
 //! accepted is synced, with its directory, before [`UploadStore::accept`](super::UploadStore::accept) returns. A session
-//! goes on after a restart of the process, but not of the machine: then the file may have the length without the bytes.
+//! goes on after a restart of the process, if its bytes are still there ([`super::run`]), but not of the machine.
 //!
 //! Everything that says *blocking* touches the disk: callers run it in `spawn_blocking`.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,9 +18,10 @@ use coral_schema::oci::{Algorithm, Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
 use self::folder::UploadFolder;
+use super::run::{self, Run};
 use super::spool::folder::remove_if_there;
 use super::spool::state::to_hex;
-use super::spool::tail::Tail;
+use super::spool::tail::{Mark, Tail, hash_file};
 use super::{DigestMismatch, StoreError};
 use crate::name::RepoKey;
 
@@ -34,8 +34,7 @@ pub struct UploadId(String);
 impl UploadId {
     /// A new one.
     fn random() -> io::Result<Self> {
-        let uuid = fs::read_to_string(RANDOM_UUID)?;
-        Ok(Self(uuid.trim().replace('-', "")))
+        Ok(Self(run::uuid()?.replace('-', "")))
     }
 }
 
@@ -80,20 +79,14 @@ pub struct VerifiedUpload {
 #[serde(rename_all = "camelCase")]
 struct State {
     version: u32,
-    boot_id: String,
+    /// Who wrote it.
+    run: Run,
     repository: String,
     algorithm: String,
     /// So many bytes are in the file, at least.
     offset: u64,
     /// The hash state at that offset, hexadecimal.
     hash: String,
-}
-
-/// How far an upload was at some moment, to go back there.
-#[derive(Debug, Clone)]
-pub struct Mark {
-    offset: u64,
-    hasher: Hasher,
 }
 
 impl Upload {
@@ -112,12 +105,9 @@ impl Upload {
         self.tail.offset
     }
 
-    /// Where it is now.
+    /// Where it is now, to go back there.
     pub fn mark(&self) -> Mark {
-        Mark {
-            offset: self.tail.offset,
-            hasher: self.tail.hasher.clone(),
-        }
+        self.tail.mark()
     }
 
     /// Writes and hashes the next bytes. Blocking.
@@ -148,7 +138,7 @@ impl Upload {
     fn write_state(&self) -> io::Result<()> {
         let state = State {
             version: VERSION,
-            boot_id: self.folder.boot_id.clone().unwrap_or_default(),
+            run: self.folder.run.clone(),
             repository: self.repo.to_string(),
             algorithm: self.algorithm.name().to_owned(),
             offset: self.tail.offset,
@@ -174,8 +164,9 @@ impl Upload {
         let computed = if expected.algorithm() == self.algorithm {
             self.tail.hasher.clone().finish()
         } else {
-            match hash_file(&self.tail.file, expected.algorithm()) {
-                Ok(computed) => computed,
+            let mut hasher = Hasher::new(expected.algorithm());
+            match hash_file(&self.tail.file, &mut hasher, 0..self.tail.offset) {
+                Ok(_) => hasher.finish(),
                 Err(error) => {
                     let error = StoreError::io("read an upload")(error);
                     return Err((Box::new(self), error.into()));
@@ -233,29 +224,10 @@ impl VerifiedUpload {
     }
 }
 
-fn hash_file(file: &File, algorithm: Algorithm) -> io::Result<Digest> {
-    let mut hasher = Hasher::new(algorithm);
-    let (mut buffer, mut offset) = (vec![0; 256 << 10], 0);
-    loop {
-        match file.read_at(&mut buffer, offset) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 const DATA: &str = "data";
 const STATE: &str = "state";
 const TEMPORARY: &str = "state-tmp";
-const VERSION: u32 = 1;
-
-/// A new one at every read (random(4)).
-const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
+const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create_file;
 use crate::store::spool::folder::remove_if_there;
-use crate::store::{OpenError, key};
+use crate::store::{OpenError, key, run};
 
 /// The highest format that we know, and the one that we write.
 const VERSION: u32 = 1;
@@ -51,7 +51,7 @@ pub(super) fn check(root: &Path) -> Result<(), OpenError> {
 fn write(path: &Path) -> io::Result<()> {
     let format = Format {
         version: VERSION,
-        cluster_id: fs::read_to_string(RANDOM_UUID)?.trim().to_owned(),
+        cluster_id: run::uuid()?,
     };
     let temporary = path.with_extension("tmp");
     remove_if_there(&temporary)?;
@@ -64,6 +64,3 @@ fn write(path: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
-
-/// A new one at every read (random(4)).
-const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";

@@ -278,7 +278,7 @@ async fn h09_a_part_of_another_boot_is_dropped() {
             .join(format!("spool/sha256-{}.state", digest.hex()));
         let mut state: serde_json::Value =
             serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        state["bootId"] = "another".into();
+        state["run"]["bootId"] = "another".into();
         fs::write(&path, state.to_string()).unwrap();
         let store = if at_start { open(&root) } else { store };
         assert_eq!(store.spool_bytes(), if at_start { 0 } else { 3 });
@@ -351,6 +351,8 @@ enum Damage {
     Garbage(u8),
     /// Fewer bytes than the state says.
     Shorter,
+    /// Another first byte, behind the back of the state.
+    Changed,
     /// A state that is not one.
     State,
 }
@@ -360,6 +362,7 @@ fn damage() -> impl Strategy<Value = Damage> {
         4 => Just(Damage::None),
         1 => any::<u8>().prop_map(Damage::Garbage),
         1 => Just(Damage::Shorter),
+        1 => Just(Damage::Changed),
         1 => Just(Damage::State),
     ]
 }
@@ -371,6 +374,11 @@ fn inflict(damage: Damage, store: &LocalStore, digest: &Digest) {
         Damage::None => {}
         Damage::Garbage(byte) => (&file).write_all(&[byte; 10]).unwrap(),
         Damage::Shorter => file.set_len(0).unwrap(),
+        Damage::Changed => {
+            let mut bytes = fs::read(&part).unwrap();
+            bytes.iter_mut().take(1).for_each(|byte| *byte = !*byte);
+            fs::write(&part, bytes).unwrap();
+        }
         Damage::State => fs::write(part.with_extension("state"), [0; 200]).unwrap(),
     }
 }
@@ -392,13 +400,13 @@ proptest! {
         let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
         let digest = Digest::of(algorithm, &content);
         let mut store = open(&root);
-        let mut written = 0;
+        let (mut written, mut in_state) = (0, 0);
         let mut garbage = false;
         for (cut, saved, damage) in cuts {
             let mut spool = store.0.spool.spool(&digest).unwrap();
             if garbage {
                 spool.reset().unwrap();
-                (written, garbage) = (0, false);
+                (written, in_state, garbage) = (0, 0, false);
             }
             prop_assert_eq!(spool.offset(), written as u64);
             prop_assert_eq!(spool.resumed(), written > 0);
@@ -411,6 +419,7 @@ proptest! {
             spool.append(&[Bytes::copy_from_slice(first), Bytes::new()]).unwrap();
             if saved {
                 spool.save_state(&["origin".to_owned()]).unwrap();
+                in_state = written + first.len();
             }
             spool.append(&chunk(second)).unwrap();
             written += take;
@@ -419,7 +428,9 @@ proptest! {
             match damage {
                 Damage::None => {}
                 Damage::Garbage(_) => garbage = true,
-                Damage::Shorter | Damage::State => written = 0,
+                // What the state vouches for is read again; the rest shows in the end.
+                Damage::Changed if in_state == 0 => garbage = written > 0,
+                Damage::Changed | Damage::Shorter | Damage::State => (written, in_state) = (0, 0),
             }
             store = open(&root);
         }

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -13,8 +12,11 @@ use coral_schema::oci::{Digest, Hasher};
 
 use super::Spool;
 use super::state::{self, SavedState};
+use super::tail::{Mark, Tail};
 use crate::store::buffers::Buffers;
 use crate::store::key;
+use crate::store::local::create_file;
+use crate::store::run::Run;
 use crate::store::space::Space;
 
 /// `spool/`, on the volume of the blobs, because publishing is a rename.
@@ -23,8 +25,7 @@ pub(in crate::store) struct SpoolFolder {
     path: PathBuf,
     space: Arc<Space>,
     buffers: Buffers,
-    /// Which boot this is; unknown: nothing is ever taken up again.
-    boot_id: Option<String>,
+    run: Run,
     /// The digests whose part files somebody holds. Sweeping locks it while it removes a file.
     held: Mutex<HashSet<Digest>>,
 }
@@ -35,12 +36,13 @@ impl SpoolFolder {
         path: PathBuf,
         space: Arc<Space>,
         buffers: Buffers,
+        run: Run,
     ) -> io::Result<Self> {
         let folder = Self {
             path,
             space,
             buffers,
-            boot_id: boot_id(),
+            run,
             held: Mutex::default(),
         };
         for entry in fs::read_dir(&folder.path)? {
@@ -60,8 +62,8 @@ impl SpoolFolder {
         &self.buffers
     }
 
-    pub(super) fn boot_id(&self) -> Option<&str> {
-        self.boot_id.as_deref()
+    pub(super) fn run(&self) -> &Run {
+        &self.run
     }
 
     pub(in crate::store) fn part_path(&self, digest: &Digest) -> PathBuf {
@@ -82,36 +84,39 @@ impl SpoolFolder {
     pub(in crate::store) fn spool(self: &Arc<Self>, digest: &Digest) -> io::Result<Spool> {
         let claim = Claim::new(self, digest)?;
         let path = self.part_path(digest);
-        let found = self.saved(digest, &path);
-        if found.is_none() {
-            self.remove(digest)?;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)?;
-        let mut spool = Spool::new(claim, file, Hasher::new(digest.algorithm()));
-        if let Some((state, hasher)) = found {
-            (spool.tail.offset, spool.tail.hasher) = (state.offset, hasher);
+        if let Some((state, tail)) = self.take_up(digest, &path)? {
+            let mut spool = Spool::new(claim, tail);
             (spool.size, spool.origins) = (state.size, state.origins);
-            spool.tail.catch_up()?;
             spool.resumed = spool.tail.offset > 0;
-        } else {
-            // From the first byte on there is a state, so what came before the first real one is not lost.
-            spool.write_state()?;
+            return Ok(spool);
         }
+        self.remove(digest)?;
+        let hasher = Hasher::new(digest.algorithm());
+        let spool = Spool::new(claim, Tail::new(create_file(&path)?, hasher));
+        // From the first byte on there is a state, so what came before the first real one is not lost.
+        spool.write_state()?;
         Ok(spool)
     }
 
+    /// What an earlier fill left, if it is what its state says.
+    fn take_up(&self, digest: &Digest, part: &Path) -> io::Result<Option<(SavedState, Tail)>> {
+        let Some((state, mark)) = self.saved(digest, part) else {
+            return Ok(None);
+        };
+        let file = OpenOptions::new().read(true).write(true).open(part)?;
+        let tail = Tail::take_up(file, mark, state.run == self.run)?;
+        if tail.is_none() {
+            tracing::warn!(%digest, "a part file is not what was written to it; it is dropped and fetched again");
+        }
+        Ok(tail.map(|tail| (state, tail)))
+    }
+
     /// What is known about a part file that can be taken up.
-    fn saved(&self, digest: &Digest, part: &Path) -> Option<(SavedState, Hasher)> {
-        let state = SavedState::read(&self.state_path(digest), self.boot_id())?;
-        let hasher = state.hasher(digest.algorithm())?;
+    fn saved(&self, digest: &Digest, part: &Path) -> Option<(SavedState, Mark)> {
+        let state = SavedState::read(&self.state_path(digest), &self.run)?;
+        let mark = state.mark(digest.algorithm())?;
         let length = fs::metadata(part).ok()?.len();
-        (length >= state.offset).then_some((state, hasher))
+        (length >= mark.offset).then_some((state, mark))
     }
 
     /// Removes both files; the part file's bytes are free again. Blocking.
@@ -207,12 +212,6 @@ impl Drop for Claim {
     }
 }
 
-/// Which boot this is.
-pub(in crate::store) fn boot_id() -> Option<String> {
-    let text = fs::read_to_string(BOOT_ID).ok()?;
-    Some(text.trim().to_owned())
-}
-
 /// Was the file last written longer ago? A time in the future says nothing.
 pub(in crate::store) fn is_older(path: &Path, max_age: Duration, now: SystemTime) -> bool {
     let written = fs::metadata(path).and_then(|metadata| metadata.modified());
@@ -247,8 +246,5 @@ fn parse_name(name: &OsStr) -> Option<(Digest, Kind)> {
 const PART: &str = "part";
 const STATE: &str = "state";
 const TEMPORARY: &str = "tmp";
-
-/// Changes with every boot (random(4)).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 const NO_PANIC: &str = "nothing panics while it holds the set of claims";

@@ -7,15 +7,18 @@ use std::path::Path;
 use coral_schema::oci::{Algorithm, Hasher};
 use serde::{Deserialize, Serialize};
 
+use super::tail::Mark;
+use crate::store::run::Run;
+
 /// What a fill needs to go on after a restart.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SavedState {
     version: u32,
-    /// The boot in which the bytes were written.
-    boot_id: String,
+    /// Who wrote it.
+    pub(super) run: Run,
     /// So many bytes are in the part file, at least.
-    pub(super) offset: u64,
+    offset: u64,
     /// The hash state at that offset, hexadecimal.
     hash: String,
     pub(super) size: Option<u64>,
@@ -23,18 +26,12 @@ pub(super) struct SavedState {
 }
 
 impl SavedState {
-    pub(super) fn new(
-        boot_id: &str,
-        offset: u64,
-        hasher: &Hasher,
-        size: Option<u64>,
-        origins: &[String],
-    ) -> Self {
+    pub(super) fn new(run: &Run, mark: &Mark, size: Option<u64>, origins: &[String]) -> Self {
         Self {
             version: VERSION,
-            boot_id: boot_id.to_owned(),
-            offset,
-            hash: to_hex(&hasher.save()),
+            run: run.clone(),
+            offset: mark.offset,
+            hash: to_hex(&mark.hasher.save()),
             size,
             origins: origins.to_vec(),
         }
@@ -47,15 +44,19 @@ impl SavedState {
         fs::rename(&temporary, path)
     }
 
-    /// The state in the file, if it is one of this boot.
-    pub(super) fn read(path: &Path, boot_id: Option<&str>) -> Option<Self> {
+    /// The state in the file, if it was written in the boot of `run`.
+    pub(super) fn read(path: &Path, run: &Run) -> Option<Self> {
         let state: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let usable = state.version == VERSION && boot_id == Some(&state.boot_id);
+        let usable = state.version == VERSION && state.run.shares_boot(run);
         usable.then_some(state)
     }
 
-    pub(super) fn hasher(&self, algorithm: Algorithm) -> Option<Hasher> {
-        Hasher::restore(algorithm, &from_hex(&self.hash)?)
+    /// How far the part file was, if `algorithm` is the one that it was hashed with.
+    pub(super) fn mark(&self, algorithm: Algorithm) -> Option<Mark> {
+        Some(Mark {
+            offset: self.offset,
+            hasher: Hasher::restore(algorithm, &from_hex(&self.hash)?)?,
+        })
     }
 }
 
@@ -77,7 +78,7 @@ pub(in crate::store) fn from_hex(text: &str) -> Option<Vec<u8>> {
 /// The extension of a state that is being written.
 pub(super) const TEMPORARY: &str = "state-tmp";
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -99,17 +100,19 @@ mod tests {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(b"12345");
         let origins = ["https://a.example/x".to_owned()];
-        let state = SavedState::new("this", 5, &hasher, Some(9), &origins);
+        let run = Run::begin().unwrap();
+        let mark = Mark { offset: 5, hasher };
+        let state = SavedState::new(&run, &mark, Some(9), &origins);
         state.write(&path).unwrap();
 
-        let read = SavedState::read(&path, Some("this")).unwrap();
-        assert_eq!((read.offset, read.size), (5, Some(9)));
+        let read = SavedState::read(&path, &Run::begin().unwrap()).unwrap();
+        assert_eq!((&read.run, read.size), (&run, Some(9)));
         assert_eq!(read.origins, origins);
-        let restored = read.hasher(Algorithm::Sha256).unwrap();
-        assert_eq!(restored.finish(), hasher.finish());
-        assert!(read.hasher(Algorithm::Sha512).is_none());
-        assert!(SavedState::read(&path, Some("other")).is_none());
-        assert!(SavedState::read(&path, None).is_none());
+        let restored = read.mark(Algorithm::Sha256).unwrap();
+        assert_eq!(restored.offset, 5);
+        assert_eq!(restored.hasher.finish(), mark.hasher.finish());
+        assert!(read.mark(Algorithm::Sha512).is_none());
+        assert!(SavedState::read(&path, &Run::of_another_boot()).is_none());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -10,6 +11,15 @@ use coral_schema::oci::Hasher;
 
 use crate::store::StoreError;
 use crate::store::space::Space;
+
+/// How far a file was at some moment, to go on from there.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    /// Length, bytes.
+    pub(in crate::store) offset: u64,
+    /// Has seen exactly the first `offset` bytes.
+    pub(in crate::store) hasher: Hasher,
+}
 
 /// A file, and the hash of what is in it.
 #[derive(Debug)]
@@ -28,6 +38,35 @@ impl Tail {
             file: Arc::new(file),
             offset: 0,
             hasher,
+        }
+    }
+
+    /// Of a file that was at `mark` once, to its present end; `None` when it has not those bytes. They are read again
+    /// unless their writer `is_trusted`. Blocking.
+    pub(in crate::store) fn take_up(
+        file: File,
+        mark: Mark,
+        is_trusted: bool,
+    ) -> io::Result<Option<Self>> {
+        let is_right =
+            file.metadata()?.len() >= mark.offset && (is_trusted || has_bytes(&file, &mark)?);
+        if !is_right {
+            return Ok(None);
+        }
+        let Mark { offset, mut hasher } = mark;
+        let rest = hash_file(&file, &mut hasher, offset..u64::MAX)?;
+        Ok(Some(Self {
+            file: Arc::new(file),
+            offset: offset + rest,
+            hasher,
+        }))
+    }
+
+    /// Where it is now.
+    pub(in crate::store) fn mark(&self) -> Mark {
+        Mark {
+            offset: self.offset,
+            hasher: self.hasher.clone(),
         }
     }
 
@@ -80,22 +119,37 @@ impl Tail {
         }
         Ok(())
     }
+}
 
-    /// Brings the hash from the offset to the end of the file. Blocking.
-    pub(in crate::store) fn catch_up(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match self.file.read_at(&mut buffer, self.offset) {
-                Ok(0) => return Ok(()),
-                Ok(read) => {
-                    self.hasher.update(&buffer[..read]);
-                    self.offset += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+/// Are the bytes up to the mark those that its hash has seen? Blocking.
+fn has_bytes(file: &File, mark: &Mark) -> io::Result<bool> {
+    let seen = mark.hasher.clone().finish();
+    let mut hasher = Hasher::new(seen.algorithm());
+    hash_file(file, &mut hasher, 0..mark.offset)?;
+    Ok(hasher.finish() == seen)
+}
+
+/// Hashes the bytes of `range`, as far as the file has them, and says how many. Blocking.
+pub(in crate::store) fn hash_file(
+    file: &File,
+    hasher: &mut Hasher,
+    range: Range<u64>,
+) -> io::Result<u64> {
+    let (mut buffer, mut offset) = (vec![0; 256 << 10], range.start);
+    while offset < range.end {
+        let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        match file.read_at(&mut buffer[..wanted], offset) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
+    Ok(offset - range.start)
 }
 
 /// Hashes the first `length` bytes of the slices.

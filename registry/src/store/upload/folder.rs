@@ -1,6 +1,6 @@
 //! The folder of uploads: beginning them, finding them again, dropping old ones.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,32 +11,29 @@ use coral_schema::oci::{Algorithm, Hasher};
 use super::{DATA, STATE, State, Upload, UploadId, VERSION};
 use crate::name::RepoKey;
 use crate::store::local::{create_file, create_folder};
+use crate::store::run::Run;
 use crate::store::space::Space;
-use crate::store::spool::folder::{boot_id, is_older, remove_if_there};
+use crate::store::spool::folder::{is_older, remove_if_there};
 use crate::store::spool::state::from_hex;
-use crate::store::spool::tail::Tail;
+use crate::store::spool::tail::{Mark, Tail};
 
 /// `uploads/`, on the volume of the blobs, because accepting is a rename.
 #[derive(Debug)]
 pub(in crate::store) struct UploadFolder {
     path: PathBuf,
     pub(super) space: Arc<Space>,
-    pub(super) boot_id: Option<String>,
+    pub(super) run: Run,
 }
 
 impl UploadFolder {
     /// Opens the folder and counts what is in it. Blocking.
-    pub(in crate::store) fn open(path: PathBuf, space: Arc<Space>) -> io::Result<Self> {
+    pub(in crate::store) fn open(path: PathBuf, space: Arc<Space>, run: Run) -> io::Result<Self> {
         create_folder(&path)?;
         for entry in fs::read_dir(&path)? {
             let data = entry?.path().join(DATA);
             space.add_spool(fs::metadata(data).map_or(0, |metadata| metadata.len()));
         }
-        Ok(Self {
-            path,
-            space,
-            boot_id: boot_id(),
-        })
+        Ok(Self { path, space, run })
     }
 
     /// A new upload for `repo`, hashed with `algorithm` while it arrives. Blocking. Not found again after a restart
@@ -49,44 +46,48 @@ impl UploadFolder {
         let id = UploadId::random()?;
         let folder = self.folder_of(&id);
         create_folder(&folder)?;
-        let path = folder.join(DATA);
-        drop(create_file(&path)?);
+        let file = create_file(&folder.join(DATA))?;
         Ok(Upload {
             folder: Arc::clone(self),
             id,
             repo: repo.clone(),
             algorithm,
-            tail: Tail::new(open_file(&path)?, Hasher::new(algorithm)),
+            tail: Tail::new(file, Hasher::new(algorithm)),
         })
     }
 
     /// The upload of this name, as far as it came; `None` when there is none that can be gone on with. Blocking.
     pub(in crate::store) fn find(self: &Arc<Self>, id: &UploadId) -> io::Result<Option<Upload>> {
         let folder = self.folder_of(id);
-        let Some((state, hasher, algorithm)) = self.saved(&folder) else {
+        let Some((state, mark)) = self.saved(&folder) else {
             return Ok(None);
         };
-        let Ok(repo) = state.repository.parse() else {
+        let (Ok(repo), Ok(algorithm)) = (state.repository.parse(), state.algorithm.parse()) else {
             return Ok(None);
         };
-        let file = match open_file(&folder.join(DATA)) {
+        let data = folder.join(DATA);
+        let file = match OpenOptions::new().read(true).write(true).open(data) {
             // Accepted, or cancelled, by a process that was killed before it could remove the rest.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        if file.metadata()?.len() < state.offset {
+        let is_ours = state.run == self.run;
+        let Some(tail) = Tail::take_up(file, mark, is_ours)? else {
+            tracing::warn!(%repo, "an upload is not what was written to it; its client has to begin anew");
             return Ok(None);
-        }
-        let mut tail = Tail::new(file, hasher);
-        tail.offset = state.offset;
-        tail.catch_up()?;
-        Ok(Some(Upload {
+        };
+        let upload = Upload {
             folder: Arc::clone(self),
             id: id.clone(),
             repo,
             algorithm,
             tail,
-        }))
+        };
+        if !is_ours {
+            // Every further piece asks for the session again: once is enough to read it all.
+            upload.write_state()?;
+        }
+        Ok(Some(upload))
     }
 
     /// Removes uploads that were last written longer than `max_age` before `now`, and of those that are not written
@@ -116,14 +117,17 @@ impl UploadFolder {
         Ok(())
     }
 
-    fn saved(&self, folder: &Path) -> Option<(State, Hasher, Algorithm)> {
+    fn saved(&self, folder: &Path) -> Option<(State, Mark)> {
         let state: State = serde_json::from_slice(&fs::read(folder.join(STATE)).ok()?).ok()?;
-        if state.version != VERSION || self.boot_id.as_deref() != Some(&state.boot_id) {
+        if state.version != VERSION || !state.run.shares_boot(&self.run) {
             return None;
         }
         let algorithm = state.algorithm.parse().ok()?;
-        let hasher = Hasher::restore(algorithm, &from_hex(&state.hash)?)?;
-        Some((state, hasher, algorithm))
+        let mark = Mark {
+            offset: state.offset,
+            hasher: Hasher::restore(algorithm, &from_hex(&state.hash)?)?,
+        };
+        Some((state, mark))
     }
 
     pub(super) fn remove(&self, folder: &Path) -> io::Result<()> {
@@ -138,10 +142,6 @@ impl UploadFolder {
     pub(super) fn folder_of(&self, id: &UploadId) -> PathBuf {
         self.path.join(&id.0)
     }
-}
-
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
 }
 
 /// Longer than it takes to save the first state.

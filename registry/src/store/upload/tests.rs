@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 use super::folder::JUST_BEGUN;
 use super::*;
 use crate::store::space::{Limits, Space};
-use crate::store::spool::folder::boot_id;
 
 fn folder(root: &Path) -> Arc<UploadFolder> {
     let space = Space::new(File::open(root).unwrap(), Limits::default()).unwrap();
-    Arc::new(UploadFolder::open(root.join("uploads"), Arc::new(space)).unwrap())
+    let (path, run) = (root.join("uploads"), Run::begin().unwrap());
+    Arc::new(UploadFolder::open(path, Arc::new(space), run).unwrap())
 }
 
 fn repo() -> RepoKey {
@@ -103,15 +103,31 @@ fn h03_what_is_left_of_an_accepted_upload_is_swept() {
 #[test]
 fn h09_an_upload_of_another_boot_is_lost() {
     let root = tempfile::tempdir().unwrap();
-    let upload = folder(root.path())
+    let folder = folder(root.path());
+    let upload = folder.create(&repo(), Algorithm::Sha256).unwrap();
+    upload.save().unwrap();
+    let (path, space) = (root.path().join("uploads"), Arc::clone(&folder.space));
+    let after = UploadFolder::open(path, space, Run::of_another_boot()).unwrap();
+    assert!(Arc::new(after).find(upload.id()).unwrap().is_none());
+}
+
+/// H-03: what lies there is not what was pushed, though the state says so.
+#[test]
+fn h03_an_upload_whose_bytes_changed_while_we_were_away_is_lost() {
+    let root = tempfile::tempdir().unwrap();
+    let mut upload = folder(root.path())
         .create(&repo(), Algorithm::Sha256)
         .unwrap();
+    let (id, path) = (upload.id().clone(), upload.folder.folder_of(upload.id()));
+    upload.append(&[Bytes::from_static(b"pushed")]).unwrap();
     upload.save().unwrap();
-    let state = root.path().join("uploads").join(&upload.id().0).join(STATE);
-    let text = fs::read_to_string(&state).unwrap();
-    let boot = boot_id().unwrap();
-    fs::write(&state, text.replace(&boot, "another")).unwrap();
-    assert!(folder(root.path()).find(upload.id()).unwrap().is_none());
+    drop(upload);
+    let after = folder(root.path());
+    assert!(after.find(&id).unwrap().is_some());
+    fs::write(path.join(DATA), "Pushed").unwrap();
+    assert!(folder(root.path()).find(&id).unwrap().is_none());
+    let found = after.find(&id).unwrap();
+    assert!(found.is_some(), "this run has read it, and does not again");
 }
 
 #[rstest::rstest]
