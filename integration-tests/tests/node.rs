@@ -496,7 +496,7 @@ async fn l34_copied_logins_are_tried_one_after_the_other() {
     cri.script("r.test/a:1", Pull::Fails(Code::Unknown, refused.to_owned()));
     let mut node = Node::start(&cri, folder.path());
     node.wish(
-        &json!([{ "ref": "r.test/a:1", "owners": ["ml/a/all"] }]),
+        &json!([{ "ref": "r.test/a:1", "owners": ["ml/a/all"], "retry": { "initialBackoff": "1h", "maxBackoff": "1h" } }]),
         &[],
     );
     let image = node.image("r.test/a:1", ImageState::Failed).await;
@@ -507,7 +507,7 @@ async fn l34_copied_logins_are_tried_one_after_the_other() {
     };
     assert_eq!(users(&cri), ["first", "second"]);
 
-    // It rotates: the next try has the new one, and what is no refusal is not tried with another.
+    // It rotates: the next try has the new one, and comes at once; what is no refusal is not tried with another.
     let logins = json!([login("third"), login("fourth")]).to_string();
     fs::write(copies.join("ml.a"), logins).unwrap();
     cri.script(

@@ -1,6 +1,6 @@
 //! Pull secrets for registries that the cache does not serve, where the chart allows their copies (`warmer.pullSecrets`):
 //! a Secret that the operator writes and the kubelet mounts. Read for each pull and never kept, so that a rotated one
-//! counts with the next try. The warmer itself may read no Secret.
+//! counts with the next try, which comes at once. The warmer itself may read no Secret.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use coral_schema::admin::LentLogin;
 use coral_schema::crd::node_cache::{NodeImage, NodeRegistryPolicy};
 use coral_schema::crd::pull_secret_key;
-use coral_schema::oci::ImageReference;
 use coral_schema::oci::docker_config::DockerLogin;
+use coral_schema::oci::{Digest, ImageReference};
 
 /// Logins that are tried for one pull: registries lock accounts out that try many.
 const MOST_TRIES: usize = 5;
@@ -18,7 +18,21 @@ const MOST_TRIES: usize = 5;
 #[derive(Debug, Clone, Default)]
 pub struct Credentials(Option<PathBuf>);
 
+/// What there is to try for one image.
+#[derive(Debug, Default)]
+pub struct Logins {
+    /// In this order.
+    pub tries: Vec<DockerLogin>,
+    /// Others have another one; `None` is that of no logins.
+    pub mark: Option<Digest>,
+}
+
 impl Credentials {
+    /// Is there such a folder?
+    pub fn are_copied(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// In this folder; `None`: nothing ever needs a login.
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self(folder)
@@ -26,15 +40,15 @@ impl Credentials {
 
     /// The logins for an image, in the order in which they are tried: those of the objects that want it. What comes by way
     /// of the cache needs none. Nothing is an error: without a login the registry says what is the matter.
-    pub async fn of(&self, image: &NodeImage) -> Vec<DockerLogin> {
+    pub async fn of(&self, image: &NodeImage) -> Logins {
         let Some(folder) = self.0.clone() else {
-            return Vec::new();
+            return Logins::default();
         };
         if image.registry_policy == NodeRegistryPolicy::MirrorOnly {
-            return Vec::new();
+            return Logins::default();
         }
         let Ok(reference) = image.reference.parse::<ImageReference>() else {
-            return Vec::new();
+            return Logins::default();
         };
         let repository = reference.name();
         let owners = image.owners.clone();
@@ -43,7 +57,7 @@ impl Credentials {
     }
 }
 
-fn logins(folder: &Path, owners: &[String], repository: &str) -> Vec<DockerLogin> {
+fn logins(folder: &Path, owners: &[String], repository: &str) -> Logins {
     let mut keys: Vec<String> = owners.iter().filter_map(|owner| key(owner)).collect();
     keys.dedup();
     let mut found = Vec::new();
@@ -57,10 +71,13 @@ fn logins(folder: &Path, owners: &[String], repository: &str) -> Vec<DockerLogin
             }
         }
     }
-    let mine = found
-        .into_iter()
-        .filter(|login| login.repository == repository);
-    mine.map(|login| login.login).take(MOST_TRIES).collect()
+    found.retain(|login| login.repository == repository);
+    found.truncate(MOST_TRIES);
+    let text = serde_json::to_vec(&found).expect("logins are made of JSON values");
+    Logins {
+        mark: (!found.is_empty()).then(|| Digest::sha256(&text)),
+        tries: found.into_iter().map(|login| login.login).collect(),
+    }
 }
 
 /// The file of an owner, which stands in the spec as `namespace/name/set`.
@@ -91,7 +108,7 @@ mod tests {
     async fn users(folder: &Path, image: &NodeImage) -> Vec<String> {
         let credentials = Credentials::new(Some(folder.to_owned()));
         let logins = credentials.of(image).await;
-        let users = logins.into_iter().map(|login| match login {
+        let users = logins.tries.into_iter().map(|login| match login {
             DockerLogin::Password { username, .. } => username,
             other => panic!("{other:?}"),
         });
@@ -142,6 +159,6 @@ mod tests {
         assert_eq!(users(folder.path(), &image("Default")).await, ["u"]);
         assert!(users(folder.path(), &image("MirrorOnly")).await.is_empty());
         let nowhere = Credentials::default();
-        assert!(nowhere.of(&image("Default")).await.is_empty());
+        assert!(nowhere.of(&image("Default")).await.tries.is_empty());
     }
 }

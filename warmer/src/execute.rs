@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use coral_schema::crd::NodeCacheSpec;
 use coral_schema::crd::node_cache::{NodeImage, NodeImageStatus, PurgeOutcome};
-use coral_schema::oci::ImageReference;
+use coral_schema::oci::{Digest, ImageReference};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -32,6 +32,7 @@ use crate::record::Record;
 
 mod absorb;
 mod job;
+mod logins;
 mod look;
 mod metrics;
 mod pins;
@@ -142,6 +143,8 @@ pub struct Executor {
     running: BTreeMap<String, Running>,
     asked: BTreeMap<String, Asked>,
     not_before: BTreeMap<String, Timestamp>,
+    /// Pulls that were refused, with the mark of the logins that were tried.
+    refused: BTreeMap<String, Option<Digest>>,
     settled: Vec<PurgeOutcome>,
     transitions: Transitions,
     space: Option<Space>,
@@ -183,6 +186,7 @@ impl Executor {
             running: BTreeMap::new(),
             asked: BTreeMap::new(),
             not_before: BTreeMap::new(),
+            refused: BTreeMap::new(),
             settled: Vec::new(),
             transitions: Transitions::default(),
             space: None,
@@ -242,6 +246,7 @@ impl Executor {
         }
         self.asked.retain(|spelling, _| is_wished(spelling));
         self.not_before.retain(|spelling, _| is_wished(spelling));
+        self.refused.retain(|spelling, _| is_wished(spelling));
         self.record.ratios.keep(is_wished);
         if let Some(spec) = spec {
             self.settled.retain(|outcome| {
@@ -274,6 +279,7 @@ impl Executor {
             self.remove(spec).await;
             self.pin(spec).await;
         }
+        self.renew(spec).await;
         let now = Timestamp::now();
         let running = self
             .running
@@ -334,7 +340,13 @@ impl Executor {
             .unwrap_or(LONGEST_SLEEP);
         // Timestamps are finer than the timer: never wake before the time that is waited for.
         let first = first + Duration::from_millis(1);
+        let logins = if self.refused.is_empty() {
+            LONGEST_SLEEP
+        } else {
+            logins::LOOK
+        };
         first
+            .min(logins)
             .min(self.look_at.duration_since(Instant::now()))
             .min(LONGEST_SLEEP)
     }

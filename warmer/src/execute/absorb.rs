@@ -5,9 +5,10 @@ use std::time::Duration;
 use coral_schema::crd::image_cache::{OnEviction, Retry};
 use coral_schema::crd::node_cache::NodeImage;
 use coral_schema::crd::{NodeCacheSpec, Reason};
+use coral_schema::oci::Digest;
 use jiff::Timestamp;
 
-use super::job::{Outcome, PullEnd};
+use super::job::{Outcome, PullEnd, is_refusal};
 use super::{Executor, Lesson, short};
 use crate::chance;
 use crate::cri::CriError;
@@ -89,10 +90,12 @@ impl Executor {
             image,
             took,
             outcome,
+            logins,
         } = end;
         let spelling = image.reference.as_str();
         let running = self.running.remove(spelling);
         self.asked.remove(spelling);
+        self.refused.remove(spelling);
         let result = match outcome {
             Outcome::Cancelled => {
                 // It may have come to its end in the same moment.
@@ -131,18 +134,21 @@ impl Executor {
                 "ok"
             }
             Outcome::Failed(error) => {
-                let entry = self.record.images.entry(spelling.to_owned()).or_default();
-                entry.fail(&image.retry, image.revision, &error, Timestamp::now());
-                tracing::warn!(
-                    image = spelling,
-                    reason = error.reason.as_str(),
-                    %error,
-                    "pull failed"
-                );
+                self.failed(&image, &error, logins);
                 error.reason.as_str()
             }
         };
         self.metrics.pulled(result, image.registry_policy, took);
+    }
+
+    fn failed(&mut self, image: &NodeImage, error: &CriError, logins: Option<Digest>) {
+        let (spelling, reason) = (image.reference.as_str(), error.reason);
+        if self.config.credentials.are_copied() && is_refusal(reason) {
+            self.refused.insert(spelling.to_owned(), logins);
+        }
+        let entry = self.record.images.entry(spelling.to_owned()).or_default();
+        entry.fail(&image.retry, image.revision, error, Timestamp::now());
+        tracing::warn!(image = spelling, reason = reason.as_str(), %error, "pull failed");
     }
 
     fn held(&mut self, spelling: &str, revision: u64) -> &mut Entry {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use coral_schema::crd::Reason;
 use coral_schema::crd::node_cache::NodeImage;
-use coral_schema::oci::ImageReference;
 use coral_schema::oci::docker_config::DockerLogin;
+use coral_schema::oci::{Digest, ImageReference};
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Executor, Held, QUESTIONS};
 use crate::chance;
-use crate::credentials::Credentials;
 use crate::cri::{CriError, ImageFacts, Runtime};
 use crate::plan::{Answer, Asked, Charge};
 use crate::presence::look_at;
@@ -45,6 +44,8 @@ pub(super) struct PullEnd {
     pub(super) image: NodeImage,
     pub(super) took: Duration,
     pub(super) outcome: Outcome,
+    /// [`Logins::mark`](crate::credentials::Logins) of what was tried.
+    pub(super) logins: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -85,12 +86,14 @@ impl Executor {
         let credentials = self.config.credentials.clone();
         let job = async move {
             let started = Instant::now();
-            let pull = pull(runtime.as_ref(), &credentials, &image, raised);
+            let logins = credentials.of(&image).await;
+            let pull = pull(runtime.as_ref(), &logins.tries, &image, raised);
             let outcome = cancel.run_until_cancelled_owned(pull).await;
             Ended::Pull(Box::new(PullEnd {
                 image,
                 took: started.elapsed(),
                 outcome: outcome.unwrap_or(Outcome::Cancelled),
+                logins: logins.mark,
             }))
         };
         self.jobs.push(job.boxed());
@@ -134,7 +137,7 @@ impl Executor {
 /// The runtime resolves at a registry whenever it is told to pull: it is asked first whether it has to.
 async fn pull(
     runtime: &dyn Runtime,
-    credentials: &Credentials,
+    logins: &[DockerLogin],
     image: &NodeImage,
     raised: bool,
 ) -> Outcome {
@@ -144,8 +147,7 @@ async fn pull(
         Ok(before) => before,
         Err(error) => return Outcome::Failed(error),
     };
-    let logins = credentials.of(image).await;
-    let pull = try_all(runtime, spelling, &logins);
+    let pull = try_all(runtime, spelling, logins);
     let pulled = match image.retry.timeout {
         Some(timeout) => tokio::time::timeout(timeout.0, pull)
             .await
@@ -184,7 +186,7 @@ async fn try_all(
 }
 
 /// Registries also say that what they do not show does not exist.
-fn is_refusal(reason: Reason) -> bool {
+pub(super) fn is_refusal(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::Unauthorized | Reason::Forbidden | Reason::NotFound
