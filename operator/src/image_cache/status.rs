@@ -74,7 +74,7 @@ pub fn status(outcome: &Outcome<'_>) -> ImageCacheStatus {
         };
     }
     let tally = count::tally(outcome, last_refresh.as_ref());
-    let failures = failures::failures(outcome);
+    let failures = failures::failures(outcome, &tally);
     let conditions = conditions::conditions(outcome, &tally, &failures);
     ImageCacheStatus {
         observed_generation: Some(object.generation),

@@ -45,14 +45,14 @@ pub(super) fn conditions(
 }
 
 fn cache_ready(tally: &Tally, failures: &Failures<'_>) -> Said {
-    let (cached, images) = (tally.cached(), tally.entries.len());
-    let is = cached == images;
     let missing: Vec<&str> = tally
-        .entries
-        .iter()
+        .of_cache()
         .filter(|entry| !entry.cached)
         .map(|entry| entry.reference.as_str())
         .collect();
+    let images = tally.of_cache().count();
+    let (cached, by_nodes) = (images - missing.len(), tally.entries.len() - images);
+    let is = missing.is_empty();
     let cause = failures
         .iter()
         .filter(|((reference, _), _)| reference.is_some_and(|name| missing.contains(&name)))
@@ -61,6 +61,9 @@ fn cache_ready(tally: &Tally, failures: &Failures<'_>) -> Said {
     let mut parts = vec![format!("{cached} of {images} images in the cache")];
     if !is {
         parts.push(format!("waiting for {}", listed(&missing, missing.len())));
+    }
+    if by_nodes > 0 {
+        parts.push(format!("{by_nodes} of registries that it does not serve"));
     }
     Said {
         kind: ConditionType::CacheReady,

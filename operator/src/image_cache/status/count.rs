@@ -2,11 +2,13 @@
 
 use coral_schema::admin::{PrefetchImage, PrefetchReason, PrefetchState};
 use coral_schema::crd::Reason;
-use coral_schema::crd::image_cache::{Entry, NodeCounts};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use coral_schema::crd::condition::ConditionType;
+use coral_schema::crd::image_cache::{Entry, NodeCounts, RegistryPolicy};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Outcome;
 use crate::image_cache::assign::{NodePlan, Progress};
+use crate::image_cache::validate::ValidatedImage;
 
 /// Everything that is counted in one walk over nodes and images.
 #[derive(Debug, Default)]
@@ -15,6 +17,8 @@ pub struct Tally {
     pub nodes: NodeCounts,
     /// One per image.
     pub entries: Vec<Entry>,
+    /// Which images the cache does not serve and nodes may pull all the same: it is not waited for.
+    pub by_nodes: Vec<bool>,
     /// Some nodes that are desired and not ready, by name.
     pub waiting: Vec<String>,
     /// What nodes hold that is something else, by image.
@@ -35,9 +39,10 @@ pub struct Drift {
 }
 
 impl Tally {
-    /// Images that the cache holds.
-    pub fn cached(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.cached).count()
+    /// The images that the cache shall hold.
+    pub fn of_cache(&self) -> impl Iterator<Item = &Entry> {
+        let all = self.entries.iter().zip(&self.by_nodes);
+        all.filter_map(|(entry, by_nodes)| (!by_nodes).then_some(entry))
     }
 }
 
@@ -47,6 +52,7 @@ const SAMPLES: usize = 3;
 pub(super) fn tally(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Tally {
     let mut tally = Tally {
         entries: entries(outcome, last_refresh),
+        by_nodes: by_nodes(outcome),
         ..Tally::default()
     };
     let mut held: Vec<Contents<'_>> = tally.entries.iter().map(|_| Contents::default()).collect();
@@ -172,6 +178,35 @@ pub fn state(plan: &NodePlan) -> State {
     } else {
         State::Ready
     }
+}
+
+fn by_nodes(outcome: &Outcome<'_>) -> Vec<bool> {
+    let object = outcome.object;
+    let images = object.images.iter();
+    let mut by_nodes: Vec<bool> = match &outcome.around.cache.registries {
+        _ if object.policy == RegistryPolicy::MirrorOnly => images.map(|_| false).collect(),
+        Some(registries) => images
+            .map(|image| !registries.serve(&image.reference))
+            .collect(),
+        None => images.map(|image| was_by_nodes(outcome, image)).collect(),
+    };
+    let in_cache_only = object.sets.iter().filter(|set| set.nodes.is_none());
+    for image in in_cache_only.flat_map(|set| &set.images) {
+        by_nodes[*image] = false;
+    }
+    by_nodes
+}
+
+/// As long as the cache has not said to this process what it serves: an image that was not missed in it.
+fn was_by_nodes(outcome: &Outcome<'_>, image: &ValidatedImage) -> bool {
+    let Some(before) = outcome.previous else {
+        return false;
+    };
+    let cache_ready = |condition: &Condition| {
+        condition.type_ == ConditionType::CacheReady.as_str() && condition.status == "True"
+    };
+    let missed = |entry: &Entry| !entry.cached && entry.reference == *image.spelling;
+    before.conditions.iter().any(cache_ready) && before.entries.iter().any(missed)
 }
 
 fn entries(outcome: &Outcome<'_>, last_refresh: Option<&Time>) -> Vec<Entry> {

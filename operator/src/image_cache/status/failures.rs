@@ -8,7 +8,7 @@ use coral_schema::crd::image_cache::{Failure, ImageCacheStatus};
 use coral_schema::crd::node_cache::ImageState;
 use jiff::Timestamp;
 
-use super::count::reason;
+use super::count::{Tally, reason};
 use super::{Outcome, whole_seconds};
 use crate::image_cache::assign::{NodePlan, Progress};
 use crate::node_cache::wishes::Verdict;
@@ -50,7 +50,7 @@ impl Found {
 }
 
 /// All of them.
-pub(super) fn failures<'a>(outcome: &Outcome<'a>) -> Failures<'a> {
+pub(super) fn failures<'a>(outcome: &Outcome<'a>, tally: &Tally) -> Failures<'a> {
     let mut all = Failures::new();
     for plan in outcome
         .assignment
@@ -71,7 +71,11 @@ pub(super) fn failures<'a>(outcome: &Outcome<'a>) -> Failures<'a> {
             .or_default()
             .on(name, None);
     }
-    for image in &outcome.object.images {
+    for (index, image) in outcome.object.images.iter().enumerate() {
+        // What nodes get without the cache is not missed there.
+        if tally.by_nodes[index] && tally.entries[index].failed_nodes == 0 {
+            continue;
+        }
         let progress = outcome.around.cache.images.get(&*image.spelling);
         if let Some((reason, message)) = progress.and_then(cache_failure) {
             let found = all.entry((Some(&image.spelling), reason)).or_default();

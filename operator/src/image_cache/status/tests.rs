@@ -122,6 +122,67 @@ fn only_the_cache() {
     assert_eq!(status.nodes.desired, 0);
 }
 
+/// The cache has nothing to do with it: it is waited for on nodes, and missed in the cache only when they fail.
+#[rstest]
+#[case::auto("")]
+#[case::as_the_runtime_would("registryPolicy: Default")]
+fn what_the_cache_does_not_serve_is_warm_when_nodes_hold_it(#[case] policy: &str) {
+    const OTHER: &str = "other.test/team/app:1";
+    let mut world = World::with_nodes(2);
+    world.cached(IMAGE);
+    let refused = Some(PrefetchReason::Unauthorized);
+    world.progress(OTHER, PrefetchState::Failed, refused);
+    let images = format!("sets: [{{name: a, images: [\"{IMAGE}\", \"{OTHER}\"], nodes: {{}}}}]");
+    let object = object("a", &format!("{images}\n{policy}"));
+    let status = world.reconcile(&object);
+    assert_eq!(short(&status, "Stalled").0, "False");
+    let cache = condition(&status, "CacheReady");
+    let said = "1 of 1 images in the cache; 1 of registries that it does not serve";
+    assert_eq!(cache, ("True", "Warm", said));
+    assert_eq!(short(&status, "Ready"), ("False", "Warming"));
+    world.write();
+    world.say("n000", OTHER, ImageState::Failed);
+    let status = world.reconcile(&object);
+    let reasons: Vec<&str> = status
+        .failures
+        .iter()
+        .map(|it| it.reason.as_str())
+        .collect();
+    assert_eq!(reasons, ["NotFound", "Unauthorized"]);
+    assert_eq!(short(&status, "Stalled").0, "True");
+    world.say("n000", OTHER, ImageState::Ready);
+    for _ in 0..3 {
+        world.reconcile(&object);
+        world.write();
+        world.finish_pulls(PurgeResult::Purged);
+    }
+    let status = world.reconcile(&object);
+    assert_eq!(short(&status, "Ready"), ("True", "Warm"));
+    assert!(status.failures.is_empty());
+    // Another operator, while the cache is away (L22).
+    world.cache.registries = None;
+    assert_eq!(world.reconcile(&object), status);
+}
+
+#[rstest]
+#[case::by_way_of_the_cache_only("nodes: {}}]\nregistryPolicy: MirrorOnly")]
+#[case::in_the_cache_only("}]")]
+fn what_the_cache_does_not_serve_and_has_to_is_told(#[case] rest: &str) {
+    const OTHER: &str = "other.test/team/app:1";
+    let mut world = World::with_nodes(1);
+    let refused = Some(PrefetchReason::Unauthorized);
+    world.progress(OTHER, PrefetchState::Failed, refused);
+    let sets = format!("sets: [{{name: a, images: [\"{OTHER}\"], {rest}");
+    let status = world.reconcile(&object("a", &sets));
+    assert_eq!(short(&status, "Ready"), ("False", "Unauthorized"));
+    assert_eq!(short(&status, "Stalled"), ("True", "Unauthorized"));
+    let message = &status.failures[0].message;
+    assert!(
+        message.contains("add the registry to the cache's upstreams"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_name_that_no_node_has() {
     let mut world = World::with_nodes(1);
