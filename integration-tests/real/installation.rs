@@ -16,6 +16,7 @@ use crate::harness::{self, eventually};
 use crate::line::{SERVICE, SLOW, WARM};
 use crate::upstream::Certificates;
 
+mod copies;
 mod outages;
 mod secrets;
 mod serves;
@@ -57,7 +58,12 @@ struct Installation {
 impl Installation {
     /// Installs it into a new cluster, as a user does, and waits until helm says that it is there.
     async fn start(values: &Value) -> Self {
-        let node = |kind| NodeSpec::new(kind).disk(DISK);
+        // What a pod has mounted follows its Secret so fast; by default within one to two minutes.
+        let node = |kind| {
+            NodeSpec::new(kind)
+                .disk(DISK)
+                .kubelet("syncFrequency", "5s".into())
+        };
         let administrators = "server = \"https://quay.example.test\"\n";
         let cluster = Cluster::start([
             node(Kind::Current),

@@ -13,29 +13,32 @@ use crate::cluster::namespaces::ADDRESS;
 use crate::harness::{self, eventually};
 use crate::line::{self, WARM};
 
-const USER: &str = "team-account";
+pub(super) const USER: &str = "team-account";
+
+/// Where the team's login is good.
+const HOSTS: &str = "*.example.test";
 
 /// Seconds at the pace of the slow upstream, and more than a connection holds back: the upstream is not done before.
 const LARGE: usize = 24 << 20;
 
 /// A password, and its line of `htpasswd`.
-struct Login {
-    password: &'static str,
+pub(super) struct Login {
+    pub(super) password: &'static str,
     hash: &'static str,
 }
 
-const FIRST: Login = Login {
+pub(super) const FIRST: Login = Login {
     password: "first-password-of-the-team",
     hash: "$2b$05$abcdefghijklmnopqrstuucIHyf5QgXKjNnCBtIoPZzcwShNhADbi",
 };
-const SECOND: Login = Login {
+pub(super) const SECOND: Login = Login {
     password: "second-password-of-the-team",
     hash: "$2b$05$abcdefghijklmnopqrstuux7cJFLBEJAeX9aHFQXKyGG53fhvDm/G",
 };
 
 impl Login {
     /// From now on the upstream takes this one and no other.
-    fn counts(&self, folder: &Path) -> PathBuf {
+    pub(super) fn counts(&self, folder: &Path) -> PathBuf {
         harness::write(folder, "accounts", &format!("{USER}:{}\n", self.hash))
     }
 
@@ -44,9 +47,9 @@ impl Login {
         BASE64_STANDARD.encode(format!("{USER}:{}", self.password))
     }
 
-    /// The team's Secret with it.
-    fn secret(&self) -> String {
-        let config = json!({ "auths": { "*.example.test": { "auth": self.auth() } } });
+    /// The team's Secret with it, for these registries.
+    pub(super) fn secret_for(&self, registries: &str) -> String {
+        let config = json!({ "auths": { registries: { "auth": self.auth() } } });
         json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
             "metadata": { "name": "login", "namespace": "default" },
@@ -103,7 +106,7 @@ async fn l29_l31_l32_a_teams_secret_opens_what_is_shared_is_rotated_in_mid_pull_
     let upstream = cluster.guarded(&accounts).await;
     let anonymous = cluster.get(&format!("{}/v2/", upstream.url())).await;
     assert!(anonymous.unwrap_err().contains("401"));
-    installation.apply(&FIRST.secret()).await;
+    installation.apply(&FIRST.secret_for(HOSTS)).await;
 
     let private = cluster.push("team/private", 1, 100_000).await;
     let image = "private.example.test/team/private:1";
@@ -125,7 +128,7 @@ async fn l29_l31_l32_a_teams_secret_opens_what_is_shared_is_rotated_in_mid_pull_
     assert!(!FIRST.opens(&installation).await && SECOND.opens(&installation).await);
     let (digest, size) = slow.largest();
     assert_eq!(upstream.fetches(digest), [], "rotated too late");
-    installation.apply(&SECOND.secret()).await;
+    installation.apply(&SECOND.secret_for(HOSTS)).await;
     is_ready(&installation, "slow").await;
     assert_eq!(upstream.fetches(digest), [(200, *size)]);
 
@@ -138,7 +141,7 @@ async fn l29_l31_l32_a_teams_secret_opens_what_is_shared_is_rotated_in_mid_pull_
 }
 
 /// Waits until an `ImageCache` is warm, and fails with what it says.
-async fn is_ready(installation: &Installation, name: &str) {
+pub(super) async fn is_ready(installation: &Installation, name: &str) {
     let object = format!("imagecache/{name}");
     installation
         .cluster
@@ -214,7 +217,7 @@ async fn no_login_is_anywhere(installation: &Installation) {
     }
 }
 
-fn assert_has_no_login(place: &str, content: &[u8]) {
+pub(super) fn assert_has_no_login(place: &str, content: &[u8]) {
     for login in [FIRST, SECOND] {
         let encoded = BASE64_STANDARD.encode(login.password);
         for secret in [login.password, &encoded, &login.auth()] {
