@@ -28,14 +28,14 @@ pub struct Logins {
 }
 
 impl Credentials {
-    /// Is there such a folder?
-    pub fn are_copied(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// In this folder; `None`: nothing ever needs a login.
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self(folder)
+    }
+
+    /// Is there such a folder?
+    pub fn are_copied(&self) -> bool {
+        self.0.is_some()
     }
 
     /// The logins for an image, in the order in which they are tried: those of the objects that want it. What comes by way

@@ -5,10 +5,10 @@ use base64::prelude::BASE64_STANDARD;
 use coral_schema::crd::pull_secret_key;
 use serde_json::{Value, json};
 
-use super::secrets::{FIRST, SECOND, USER, assert_has_no_login, is_ready};
+use super::secrets::{FIRST, SECOND, USER, is_ready, no_login_is_on_a_node};
 use super::{Installation, everywhere, values};
 use crate::chart::NAMESPACE;
-use crate::harness::{self, eventually};
+use crate::harness::eventually;
 use crate::line::WARM;
 
 /// No upstream of the cache: only nodes know it.
@@ -40,7 +40,7 @@ async fn l29_l31_nodes_have_the_logins_for_what_the_cache_does_not_serve_as_long
     let repository = format!("{REGISTRY}/team/own");
     let login = json!({ "repository": repository, "username": USER, "password": FIRST.password });
     assert_eq!(logins, json!([login]));
-    no_login_is_on_a_disk(&installation);
+    no_login_is_on_a_node(&installation);
 
     SECOND.counts(cluster.plane().folder());
     installation.apply(&SECOND.secret_for(REGISTRY)).await;
@@ -82,21 +82,4 @@ async fn copied(installation: &Installation, object: &str) -> Option<Value> {
     let logins = secret["data"][pull_secret_key("default", object)].as_str()?;
     let logins = BASE64_STANDARD.decode(logins).unwrap();
     Some(serde_json::from_slice(&logins).unwrap())
-}
-
-/// Kubelets keep Secrets in memory, and so do we.
-fn no_login_is_on_a_disk(installation: &Installation) {
-    for number in 1..=installation.cluster.nodes() {
-        let node = installation
-            .cluster
-            .plane()
-            .folder()
-            .join(format!("node{number}"));
-        let files = harness::files(&node.join("lib/coral-warmer"));
-        assert!(!files.is_empty(), "node{number} has no state");
-        for file in [files, harness::files(&node.join("etc/containerd/certs.d"))].concat() {
-            let content = std::fs::read(&file).unwrap_or_default();
-            assert_has_no_login(&file.to_string_lossy(), &content);
-        }
-    }
 }

@@ -186,8 +186,8 @@ async fn a_blob_is_on_its_way(folder: &Path) {
     .await;
 }
 
-/// In no file of ours on any node, no object that nodes can read, and no log.
-async fn no_login_is_anywhere(installation: &Installation) {
+/// In no file of ours on any node.
+pub(super) fn no_login_is_on_a_node(installation: &Installation) {
     let folder = installation.cluster.plane().folder();
     for number in 1..=installation.cluster.nodes() {
         let node = folder.join(format!("node{number}"));
@@ -202,6 +202,11 @@ async fn no_login_is_anywhere(installation: &Installation) {
             assert_has_no_login(&file.to_string_lossy(), &content);
         }
     }
+}
+
+/// On no node, in no object that nodes can read, and in no log.
+async fn no_login_is_anywhere(installation: &Installation) {
+    no_login_is_on_a_node(installation);
     for kinds in ["nodecaches,imagecaches", "events", "configmaps", "pods"] {
         let get = ["get", kinds, "--all-namespaces", "-o", "yaml"];
         let objects = installation.kubectl(&get).await.unwrap();
@@ -217,7 +222,7 @@ async fn no_login_is_anywhere(installation: &Installation) {
     }
 }
 
-pub(super) fn assert_has_no_login(place: &str, content: &[u8]) {
+fn assert_has_no_login(place: &str, content: &[u8]) {
     for login in [FIRST, SECOND] {
         let encoded = BASE64_STANDARD.encode(login.password);
         for secret in [login.password, &encoded, &login.auth()] {

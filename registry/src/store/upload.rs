@@ -18,9 +18,9 @@ use coral_schema::oci::{Algorithm, Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
 use self::folder::UploadFolder;
-use super::run::{self, Run};
+use super::run;
 use super::spool::folder::remove_if_there;
-use super::spool::state::to_hex;
+use super::spool::state::SavedMark;
 use super::spool::tail::{Mark, Tail, hash_file};
 use super::{DigestMismatch, StoreError};
 use crate::name::RepoKey;
@@ -78,15 +78,10 @@ pub struct VerifiedUpload {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct State {
-    version: u32,
-    /// Who wrote it.
-    run: Run,
+    #[serde(flatten)]
+    saved: SavedMark,
     repository: String,
     algorithm: String,
-    /// So many bytes are in the file, at least.
-    offset: u64,
-    /// The hash state at that offset, hexadecimal.
-    hash: String,
 }
 
 impl Upload {
@@ -137,12 +132,9 @@ impl Upload {
 
     fn write_state(&self) -> io::Result<()> {
         let state = State {
-            version: VERSION,
-            run: self.folder.run.clone(),
+            saved: SavedMark::new(&self.folder.run, &self.tail.mark()),
             repository: self.repo.to_string(),
             algorithm: self.algorithm.name().to_owned(),
-            offset: self.tail.offset,
-            hash: to_hex(&self.tail.hasher.save()),
         };
         let folder = self.folder.folder_of(&self.id);
         let temporary = folder.join(TEMPORARY);
@@ -227,7 +219,6 @@ impl VerifiedUpload {
 const DATA: &str = "data";
 const STATE: &str = "state";
 const TEMPORARY: &str = "state-tmp";
-const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests;

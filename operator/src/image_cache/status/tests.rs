@@ -9,6 +9,8 @@ use crate::image_cache::validate::validate;
 use crate::test_support::{EVERYWHERE, World, image_cache, object};
 
 const IMAGE: &str = "nginx:1.27";
+/// The cache does not serve its registry.
+const OTHER: &str = "other.test/team/app:1";
 
 fn condition<'a>(status: &'a ImageCacheStatus, kind: &str) -> (&'a str, &'a str, &'a str) {
     let mut conditions = status.conditions.iter();
@@ -127,7 +129,6 @@ fn only_the_cache() {
 #[case::auto("")]
 #[case::as_the_runtime_would("registryPolicy: Default")]
 fn what_the_cache_does_not_serve_is_warm_when_nodes_hold_it(#[case] policy: &str) {
-    const OTHER: &str = "other.test/team/app:1";
     let mut world = World::with_nodes(2);
     world.cached(IMAGE);
     let refused = Some(PrefetchReason::Unauthorized);
@@ -168,7 +169,6 @@ fn what_the_cache_does_not_serve_is_warm_when_nodes_hold_it(#[case] policy: &str
 #[case::by_way_of_the_cache_only("nodes: {}}]\nregistryPolicy: MirrorOnly")]
 #[case::in_the_cache_only("}]")]
 fn what_the_cache_does_not_serve_and_has_to_is_told(#[case] rest: &str) {
-    const OTHER: &str = "other.test/team/app:1";
     let mut world = World::with_nodes(1);
     let refused = Some(PrefetchReason::Unauthorized);
     world.progress(OTHER, PrefetchState::Failed, refused);

@@ -104,7 +104,7 @@ impl SpoolFolder {
             return Ok(None);
         };
         let file = OpenOptions::new().read(true).write(true).open(part)?;
-        let tail = Tail::take_up(file, mark, state.run == self.run)?;
+        let tail = Tail::take_up(file, mark, state.saved.is_of(&self.run))?;
         if tail.is_none() {
             tracing::warn!(%digest, "a part file is not what was written to it; it is dropped and fetched again");
         }
@@ -114,7 +114,7 @@ impl SpoolFolder {
     /// What is known about a part file that can be taken up.
     fn saved(&self, digest: &Digest, part: &Path) -> Option<(SavedState, Mark)> {
         let state = SavedState::read(&self.state_path(digest), &self.run)?;
-        let mark = state.mark(digest.algorithm())?;
+        let mark = state.saved.mark(digest.algorithm())?;
         let length = fs::metadata(part).ok()?.len();
         (length >= mark.offset).then_some((state, mark))
     }

@@ -8,13 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use coral_schema::oci::{Algorithm, Hasher};
 
-use super::{DATA, STATE, State, Upload, UploadId, VERSION};
+use super::{DATA, STATE, State, Upload, UploadId};
 use crate::name::RepoKey;
 use crate::store::local::{create_file, create_folder};
 use crate::store::run::Run;
 use crate::store::space::Space;
 use crate::store::spool::folder::{is_older, remove_if_there};
-use crate::store::spool::state::from_hex;
 use crate::store::spool::tail::{Mark, Tail};
 
 /// `uploads/`, on the volume of the blobs, because accepting is a rename.
@@ -71,7 +70,7 @@ impl UploadFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        let is_ours = state.run == self.run;
+        let is_ours = state.saved.is_of(&self.run);
         let Some(tail) = Tail::take_up(file, mark, is_ours)? else {
             tracing::warn!(%repo, "an upload is not what was written to it; its client has to begin anew");
             return Ok(None);
@@ -119,14 +118,10 @@ impl UploadFolder {
 
     fn saved(&self, folder: &Path) -> Option<(State, Mark)> {
         let state: State = serde_json::from_slice(&fs::read(folder.join(STATE)).ok()?).ok()?;
-        if state.version != VERSION || !state.run.shares_boot(&self.run) {
+        if !state.saved.is_usable(&self.run) {
             return None;
         }
-        let algorithm = state.algorithm.parse().ok()?;
-        let mark = Mark {
-            offset: state.offset,
-            hasher: Hasher::restore(algorithm, &from_hex(&state.hash)?)?,
-        };
+        let mark = state.saved.mark(state.algorithm.parse().ok()?)?;
         Some((state, mark))
     }
 

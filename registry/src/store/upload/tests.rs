@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::folder::JUST_BEGUN;
 use super::*;
+use crate::store::run::Run;
 use crate::store::space::{Limits, Space};
 
 fn folder(root: &Path) -> Arc<UploadFolder> {
